@@ -1,0 +1,33 @@
+# make run, make test and make bench install what is missing first (scripts/deps); see README.md.
+BUILD ?= build
+ARGS ?=
+
+.PHONY: all build run test bench install format lint deps clean
+all: build
+
+deps:
+	@scripts/deps </dev/null
+
+build: deps
+	@scripts/build $(BUILD) </dev/null
+
+run: build
+	@scripts/run $(BUILD) $(ARGS)
+
+test: build
+	@scripts/test $(BUILD) </dev/null
+
+bench: build
+	@scripts/bench $(BUILD) </dev/null
+
+install: build
+	meson install -C $(BUILD)
+
+format:
+	clang-format -i $$(git ls-files '*.c' '*.h')
+
+lint: build
+	scripts/lint
+
+clean:
+	rm -rf $(BUILD) build-*

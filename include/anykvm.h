@@ -1,0 +1,33 @@
+/* SPDX-License-Identifier: MIT
+ * anykvm.h: KVM in user space. The only public header: libc's signatures and errno rules, so that a table
+ * {open, ioctl, mmap, close} holds either libc's functions (a real /dev/kvm) or these. The ioctl numbers and structures
+ * are those of <linux/kvm.h>. */
+#ifndef ANYKVM_H
+#define ANYKVM_H
+
+#include <stdbool.h>
+#include <stddef.h>
+#include <sys/types.h>
+
+#define ANYKVM_API __attribute__((visibility("default")))
+
+/* Open "/dev/kvm". Returns a descriptor (a real memfd, CLOEXEC as flags ask) or -1 with errno. */
+ANYKVM_API int anykvm_open(const char *path, int flags);
+ANYKVM_API int anykvm_close(int fd);
+/* An ioctl on a system, VM, vCPU or device descriptor: errno as Linux's KVM (Documentation/virt/kvm/api.rst). */
+ANYKVM_API int anykvm_ioctl(int fd, unsigned long request, ...);
+/* mmap of a vCPU descriptor: struct kvm_run, PIO page, coalesced ring. Other descriptors go to libc's mmap. */
+ANYKVM_API void *anykvm_mmap(void *addr, size_t len, int prot, int flags, int fd, off_t off);
+/* True when fd is one of anykvm's descriptors in this process. */
+ANYKVM_API bool anykvm_owns(int fd);
+/* Async-signal-safe. A signal handler of the client ran on this thread: its vCPU, if any, leaves KVM_RUN with EINTR. */
+ANYKVM_API void anykvm_signal_arrived(void);
+/* "anykvm 0.1" and the vendor, engine and parameters in force, one "name=value" a line, for `anykvm check`.
+ * Returns the length that the text has (snprintf's rule). */
+ANYKVM_API int anykvm_describe(char *buf, size_t size);
+ANYKVM_API const char *anykvm_version(void);
+/* Parameters, as of a module: "ept=0,vpid=0,engine=interp"; the same as ANYKVM_PARAMS. Before the first anykvm_open.
+ * Returns 0, or -1 with errno EINVAL and *bad at the offending name (bad may be NULL). */
+ANYKVM_API int anykvm_set_params(const char *params, const char **bad);
+
+#endif

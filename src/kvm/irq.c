@@ -1,0 +1,2 @@
+/* SPDX-License-Identifier: MIT */
+#include "kvm_host.h"
