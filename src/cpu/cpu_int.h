@@ -148,6 +148,15 @@ int cr_write(struct cpu *, unsigned cr, uint64_t value);             /* with all
 int msr_read(struct cpu *, uint32_t msr, uint64_t *value);           /* no intercepts; CPU_OK or CPU_FAULT (#GP) */
 int msr_write(struct cpu *, uint32_t msr, uint64_t value);
 
+/* ---- units of a cpu, made by cpu_create() in this order and destroyed in the reverse one; 0 or negative errno ---- */
+int code_domain_init(struct cpu_domain *);    /* code.c: domain->code */
+void code_domain_destroy(struct cpu_domain *);
+int code_cpu_init(struct cpu *);              /* code.c: cpu->code */
+void code_cpu_destroy(struct cpu *);
+int fpu_cpu_init(struct cpu *);               /* fpu.c: cpu->fpu, the XSAVE area in its initial state */
+void fpu_cpu_destroy(struct cpu *);
+void fpu_cpu_reset(struct cpu *);             /* fpu.c: power-on reset: x87, SSE and AVX state initial */
+
 static inline void cpu_attend(struct cpu *cpu, uint32_t bits)
 {
     atomic_fetch_or_explicit(&cpu->attention, bits, memory_order_seq_cst);
