@@ -157,6 +157,17 @@ int fpu_cpu_init(struct cpu *);               /* fpu.c: cpu->fpu, the XSAVE area
 void fpu_cpu_destroy(struct cpu *);
 void fpu_cpu_reset(struct cpu *);             /* fpu.c: power-on reset: x87, SSE and AVX state initial */
 
+/* ---- emulation (emulate.c) ----
+ * While cpu->emul is set, one instruction runs on KVM's behalf. Intercepts do not fire (the vmx_intercept functions answer
+ * CPU_OK) but for what emulation cannot take: HLT, task switches, triple faults, VMX instructions, MWAIT: CPU_VMEXIT, which
+ * becomes EMUL_EXIT. Port I/O goes to emul_pio(), which returns CPU_OK or CPU_USER: count elements of size bytes at buf;
+ * *done tells how many were done (at least 1, perhaps fewer than count). When the instruction is replayed the same call is
+ * answered from the record. String instructions stop after each element or chunk (CPU_AGAIN): nothing may be committed
+ * when a later part of the same call answers CPU_USER. INS probes its memory operand before it reads the port. */
+int emul_pio(struct cpu *, uint16_t port, unsigned size, bool in, void *buf, unsigned count, unsigned *done);
+/* A host fault in a re-encoded guest instruction (native.c): 1 = ours, the context was mended. */
+int native_fault(struct cpu *, int sig, void *siginfo, void *ucontext);
+
 static inline void cpu_attend(struct cpu *cpu, uint32_t bits)
 {
     atomic_fetch_or_explicit(&cpu->attention, bits, memory_order_seq_cst);
