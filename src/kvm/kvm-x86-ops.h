@@ -2,8 +2,8 @@
  * kvm-x86-ops.h: the border between the core and the vendor module. KVM_X86_OP(return type, name, parameters) */
 KVM_X86_OP(int, check_processor_compat, void)
 KVM_X86_OP(int, hardware_setup, void)
-KVM_X86_OP(int, hardware_enable, struct cpu *)   /* CR4.VMXE, VMXON, when a processor is created */
-KVM_X86_OP(void, hardware_disable, struct cpu *) /* VMXOFF */
+KVM_X86_OP(int, hardware_enable, struct kvm_vcpu *)   /* CR4.VMXE, VMXON, when a processor was created */
+KVM_X86_OP(void, hardware_disable, struct kvm_vcpu *) /* VMXOFF */
 KVM_X86_OP(int, vcpu_create, struct kvm_vcpu *)
 KVM_X86_OP(void, vcpu_free, struct kvm_vcpu *)
 KVM_X86_OP(void, vcpu_reset, struct kvm_vcpu *, bool init_event)
@@ -22,6 +22,8 @@ KVM_X86_OP(void, set_cr0, struct kvm_vcpu *, uint64_t) /* writes GUEST_CR0 and t
 KVM_X86_OP(void, set_cr4, struct kvm_vcpu *, uint64_t)
 KVM_X86_OP(void, set_cr3, struct kvm_vcpu *, uint64_t)
 KVM_X86_OP(uint64_t, get_cr3, struct kvm_vcpu *)       /* the guest's, which it may have loaded without an exit */
+KVM_X86_OP(void, set_pdptrs, struct kvm_vcpu *, const uint64_t *) /* four, PAE paging */
+KVM_X86_OP(void, get_pdptrs, struct kvm_vcpu *, uint64_t *)
 KVM_X86_OP(void, decache_cr0_cr4, struct kvm_vcpu *)   /* arch.cr0/cr4: guest-owned bits from the VMCS */
 KVM_X86_OP(int, set_efer, struct kvm_vcpu *, uint64_t)
 KVM_X86_OP(void, set_dr7, struct kvm_vcpu *, uint64_t)

@@ -51,7 +51,7 @@ struct kvm_memory_slot {
     uint32_t flags; /* KVM_MEM_* */
     uint16_t id, as_id;
     unsigned long *dirty_bitmap; /* atomic bits; NULL when not logged */
-    unsigned long *rmap_mapped;  /* bits: gfns with an EPT entry (mmu.c) */
+    _Atomic uint8_t populate;    /* enum slot_populate (mmu.c): may pages be made in runs? 0: not asked yet */
 };
 struct kvm_memslots { /* immutable once published; swapped by pointer, freed after cpu_epoch_wait() */
     uint64_t generation;
@@ -115,7 +115,7 @@ enum kvm_vcpu_mode { OUTSIDE_GUEST_MODE, IN_GUEST_MODE };
 
 struct kvm_vcpu_arch {
     struct cpu *cpu;               /* the software VT-x processor */
-    void *vmcs;                    /* 4 KiB region */
+    struct vcpu_vmx *vmx;          /* the vendor module's part (kvm_vmx.h) */
     struct kvm_lapic *apic;        /* NULL without in-kernel irqchip */
     uint64_t apic_base;
     uint64_t cr0, cr3, cr4, efer;  /* as the guest sees them; kept by kvm_set_cr0 ... and SET_SREGS */
@@ -140,6 +140,9 @@ struct kvm_vcpu_arch {
     uint64_t kvmclock_msr, wall_clock_msr, steal_msr, pv_eoi_msr, poll_control, async_pf_en, async_pf_int, async_pf_ack;
     /* TSC */
     uint64_t tsc_khz, tsc_offset, tsc_deadline;
+    uint64_t tsc_multiplier;       /* 48 bits of fraction; 0: the host's frequency */
+    bool pvclock_set_guest_stopped; /* KVM_KVMCLOCK_CTRL */
+    uint64_t steal_run_delay, steal_checked_ns;
     /* guest debug (KVM_SET_GUEST_DEBUG) */
     uint32_t guest_debug;
     uint64_t db[4], eff_db[4], dr6, dr7, guest_debug_dr7;
@@ -192,7 +195,14 @@ struct kvm_arch {
     uint64_t tss_addr, identity_map_addr;
     int bsp_vcpu_id;
     uint64_t default_tsc_khz;
+    /* master clock (pvclock.c): kvmclock = kvmclock_offset + master_kernel_ns + ticks since master_cycle_now; one pair
+     * for all vCPUs. Under tsc_lock. */
+    pthread_mutex_t tsc_lock;
     int64_t kvmclock_offset;
+    uint64_t master_kernel_ns, master_cycle_now;
+    uint64_t last_tsc_nsec, last_tsc_write, last_tsc_khz, cur_tsc_offset;
+    size_t mmu_pages, mmu_chunks;   /* EPT tables in use, and what holds them */
+    void **mmu_chunk;
     uint32_t disabled_exits;
     bool x2apic_format, guest_can_read_msr_platform_info, exception_payload_enabled, triple_fault_event;
     uint32_t user_space_msr_mask;
@@ -274,6 +284,34 @@ struct kvm_cpuid_entry2 *kvm_find_cpuid_entry(struct kvm_vcpu *, uint32_t functi
 int kvm_vcpu_ioctl_set_cpuid2(struct kvm_vcpu *, const struct kvm_cpuid_entry2 *, int nent);
 void kvm_update_cpuid_runtime(struct kvm_vcpu *); /* OSXSAVE, APIC bit, XCR0's size after CR4, APIC base, XCR0 changes */
 int kvm_dev_ioctl_get_cpuid(struct kvm_cpuid_entry2 *, int *nent, bool emulated);
+/* Debug registers: arch.db, dr6, dr7 changed */
+void kvm_update_dr0123(struct kvm_vcpu *);
+void kvm_update_dr7(struct kvm_vcpu *);
+int kvm_set_dr(struct kvm_vcpu *, int dr, uint64_t);              /* 1: #GP is due */
+uint64_t kvm_get_dr(struct kvm_vcpu *, int dr);
+uint64_t kvm_read_cr0(struct kvm_vcpu *);                          /* with the guest-owned bits as they are now */
+uint64_t kvm_read_cr4(struct kvm_vcpu *);
+uint64_t kvm_read_cr3(struct kvm_vcpu *);
+uint64_t kvm_valid_cr4_bits(struct kvm_vcpu *);                    /* what the guest's CPUID allows */
+bool kvm_is_valid_cr4(struct kvm_vcpu *, uint64_t);
+/* PAE paging: the four PDPTEs that cr3 points at, into the VMCS. 0: not readable or reserved bits set. */
+bool load_pdptrs(struct kvm_vcpu *, uint64_t cr3);
+void kvm_queue_exception_e_p(struct kvm_vcpu *, unsigned nr, uint32_t error, uint64_t payload);
+void kvm_requeue_exception(struct kvm_vcpu *, unsigned nr, bool has_error, uint32_t error);
+void kvm_deliver_exception_payload(struct kvm_vcpu *, struct kvm_queued_exception *);
+void kvm_vcpu_emulation_cancel(struct kvm_vcpu *);                 /* SET_SREGS, INIT, reset: I/O in progress is void */
+/* kvm_get_msr and kvm_set_msr may also answer these, which KVM_CAP_X86_USER_SPACE_MSR tells apart */
+#define KVM_MSR_RET_INVALID  2 /* no such MSR */
+#define KVM_MSR_RET_FILTERED 3 /* KVM_X86_SET_MSR_FILTER denies it */
+/* TSC (pvclock.c) */
+uint64_t kvm_scale_tsc(struct kvm_vcpu *, uint64_t host_tsc);
+uint64_t kvm_read_l1_tsc(struct kvm_vcpu *, uint64_t host_tsc);
+void kvm_synchronize_tsc(struct kvm_vcpu *, uint64_t guest_tsc);   /* IA32_TSC by KVM_SET_MSRS: vCPUs written together agree */
+void kvm_vcpu_write_tsc_offset(struct kvm_vcpu *, uint64_t offset);
+int kvm_set_tsc_khz(struct kvm_vcpu *, uint64_t khz);              /* KVM_SET_TSC_KHZ: 0 or -EINVAL */
+void kvm_get_clock(struct kvm *, struct kvm_clock_data *);
+int kvm_set_clock(struct kvm *, const struct kvm_clock_data *);
+int kvm_set_guest_paused(struct kvm_vcpu *);                       /* KVM_KVMCLOCK_CTRL: -EINVAL without kvmclock */
 /* pvclock.c */
 int kvm_guest_time_update(struct kvm_vcpu *);
 uint64_t get_kvmclock_ns(struct kvm *);
