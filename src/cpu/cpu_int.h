@@ -97,6 +97,8 @@ struct cpu {
     struct code_unit *code;
     struct fpu_unit *fpu;
     struct cpu_exception emul_fault;
+    uint32_t data_hits;       /* debug.c: data and I/O breakpoints that the running instruction met: DR6 bits */
+    bool rf_before;           /* debug.c: RFLAGS.RF was 1 before the instruction: it is cleared after it */
 };
 
 #define CPU_MAX 1024
@@ -132,6 +134,13 @@ int cpu_poll(struct cpu *);
 int cpu_after_step(struct cpu *, bool tf_before, uint32_t shadow_before);
 /* Instruction breakpoints at rip under ATT_STEP: CPU_OK or CPU_FAULT. (debug.c) */
 int cpu_before_step(struct cpu *);
+/* RFLAGS.TF or RF, DR7, the interruptibility or MTF changed: sets or clears ATT_STEP. cpu_mode_changed() ends with it;
+ * POPF and IRET call it. (debug.c) */
+void cpu_step_changed(struct cpu *);
+/* mem.c's slow path reports each explicit data access while DR7 has data breakpoints (cpu_data_breakpoints()); a match
+ * becomes a #DB trap after the instruction. (debug.c) */
+void cpu_data_access(struct cpu *, gva_t gva, unsigned size, unsigned acc);
+bool cpu_data_breakpoints(const struct cpu *);
 
 /* ---- segmentation (seg.c, far.c) ---- */
 int seg_load(struct cpu *, enum seg_reg, uint16_t sel);              /* MOV/POP Sreg, LDS ... not CS */
@@ -147,6 +156,10 @@ int task_switch(struct cpu *, uint16_t sel, int source, bool has_error, uint32_t
 int cr_write(struct cpu *, unsigned cr, uint64_t value);             /* with all #GP checks; value as the CPU holds it */
 int msr_read(struct cpu *, uint32_t msr, uint64_t *value);           /* no intercepts; CPU_OK or CPU_FAULT (#GP) */
 int msr_write(struct cpu *, uint32_t msr, uint64_t value);
+
+/* ---- trace (cpu.c): if (unlikely(cpu_trace_mask & CPU_TRACE_x)) cpu_trace(cpu, ...) ---- */
+extern unsigned cpu_trace_mask;
+void cpu_trace(struct cpu *, const char *format, ...) __attribute__((format(printf, 2, 3)));
 
 /* ---- units of a cpu, made by cpu_create() in this order and destroyed in the reverse one; 0 or negative errno ---- */
 int code_domain_init(struct cpu_domain *);    /* code.c: domain->code */

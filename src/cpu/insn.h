@@ -5,6 +5,7 @@
 #define CPU_INSN_H
 
 #include "cpu_int.h"
+#include <signal.h> /* its REG_RIP comes first, then ours */
 
 typedef int insn_fn(struct cpu *, const struct insn *); /* returns enum cpu_status */
 
@@ -33,6 +34,7 @@ struct opnd {
 #define PFX_REX_W 16u
 
 #define REG_NONE 0xff
+#undef REG_RIP
 #define REG_RIP  0x10 /* base of a rip-relative operand: next instruction's address + disp */
 
 struct insn {

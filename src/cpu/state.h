@@ -159,8 +159,8 @@ static inline void cpu_put_rflags(struct cpu_state *s, uint64_t rflags)
 
 struct cpu;
 struct cpu_state *cpu_state(struct cpu *);
-/* Power-on reset (init = false) or INIT (init = true: FPU, MSRs, CR2 and DR0-3 stay; SDM 3A, "Processor State After
- * Reset"). */
+/* Power-on reset (init = false) or INIT (init = true: FPU, XCR0, CR0.CD/NW and most MSRs stay; SDM 3A, "Processor State
+ * After Reset"). */
 void cpu_reset(struct cpu *, bool init);
 /* Recompute the DER fields after a change of CR0, CR3, CR4, EFER, XCR0, RFLAGS.VM/AC, CS or SS. */
 void cpu_mode_changed(struct cpu *);

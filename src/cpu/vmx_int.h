@@ -40,6 +40,7 @@ uint16_t vmx_vpid(const struct cpu *);                        /* 0 when VPIDs ar
 bool vmx_cr_allowed(const struct cpu *, unsigned cr, uint64_t value);
 /* After IRET, STI, POPF, MOV SS ...: windows may be open now: sets ATT_WINDOW when one was asked for. */
 void vmx_check_windows(struct cpu *);
+bool vmx_mtf(const struct cpu *);   /* the monitor trap flag is set: cpu_after_step() exits with reason 37 */
 int vmx_cpu_init(struct cpu *);
 void vmx_cpu_destroy(struct cpu *);
 /* Guest-state area <-> cpu_state, for cpu_emulate(): without entry checks. */
