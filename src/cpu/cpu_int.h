@@ -81,6 +81,8 @@ struct cpu {
     struct event pending;     /* valid with CPU_FAULT */
     struct event delivering;  /* being delivered through the IDT: becomes IDT-vectoring information on an exit */
     struct exit_info exit;    /* valid with CPU_VMEXIT */
+    bool nmi_unblocked;       /* the IRET that runs now ended blocking by NMI: an exit or fault of it reports that */
+    _Atomic bool asleep;      /* halted in a futex on attention: cpu_attend() wakes it */
     struct emul_ctx *emul;    /* set while cpu_emulate() runs */
     /* what the hypervisor told by cpu_set_guest_cpuid() */
     struct cpuid_regs guest_leaf1, guest_leaf7, guest_ext1;
@@ -181,9 +183,12 @@ int emul_pio(struct cpu *, uint16_t port, unsigned size, bool in, void *buf, uns
 /* A host fault in a re-encoded guest instruction (native.c): 1 = ours, the context was mended. */
 int native_fault(struct cpu *, int sig, void *siginfo, void *ucontext);
 
+void cpu_wake(struct cpu *); /* vmx_run.c */
 static inline void cpu_attend(struct cpu *cpu, uint32_t bits)
 {
     atomic_fetch_or_explicit(&cpu->attention, bits, memory_order_seq_cst);
+    if (unlikely(atomic_load_explicit(&cpu->asleep, memory_order_seq_cst)))
+        cpu_wake(cpu);
 }
 
 static inline bool cpu_canonical(uint64_t a)
