@@ -7,6 +7,7 @@
 #include <linux/kvm.h>
 #include <stdatomic.h>
 #include <stdbool.h>
+#include <stddef.h>
 #include <stdint.h>
 
 struct kvm;
@@ -18,7 +19,9 @@ struct kvm_pit;
 
 #define KVM_IRQCHIP_NUM_PINS 24
 #define KVM_MAX_IRQ_ROUTES   4096
-#define KVM_USERSPACE_IRQ_SOURCE_ID 0
+#define KVM_USERSPACE_IRQ_SOURCE_ID 0 /* who drives a line; a pin's level is the OR over its sources */
+#define KVM_IRQFD_RESAMPLE_IRQ_SOURCE_ID 1
+#define KVM_PIT_IRQ_SOURCE_ID 2
 #define APIC_DEFAULT_PHYS_BASE 0xfee00000ull
 #define MSR_IA32_APICBASE_BSP    (1ull << 8)
 #define MSR_IA32_APICBASE_X2APIC (1ull << 10)
@@ -32,12 +35,12 @@ struct ktimer {
     void *opaque;
     struct ktimer_thread *thread;
     int heap_index;                /* -1: not armed */
-    bool running;
 };
 struct ktimer_thread *ktimer_thread_create(void);
 void ktimer_thread_destroy(struct ktimer_thread *);
 void ktimer_init(struct ktimer *, struct ktimer_thread *, void (*fn)(struct ktimer *), void *opaque);
 int ktimer_start(struct ktimer *, uint64_t deadline_ns);
+bool ktimer_active(struct ktimer *);
 void ktimer_cancel_sync(struct ktimer *);  /* not running anywhere when it returns */
 
 /* ---- LAPIC (lapic.c) ---- */
@@ -73,17 +76,51 @@ bool kvm_apic_match_dest(struct kvm_vcpu *, struct kvm_lapic *source, int shorth
 int kvm_lapic_set_pv_eoi(struct kvm_vcpu *, uint64_t msr_value);   /* MSR_KVM_PV_EOI_EN */
 void kvm_lapic_sync_from_vapic(struct kvm_vcpu *);                 /* after an exit: PV EOI cleared by the guest? */
 void kvm_lapic_sync_to_vapic(struct kvm_vcpu *);                   /* before an entry */
-bool apic_has_pending_timer(struct kvm_vcpu *);
-void kvm_inject_apic_timer_irqs(struct kvm_vcpu *);
+int kvm_set_apic_base(struct kvm_vcpu *, uint64_t base, bool host_initiated); /* as Linux's: KVM_SET_SREGS, _SET_MSRS */
+void kvm_apic_nmi_wd_deliver(struct kvm_vcpu *);                   /* PIT ticks to an LVT0 in NMI mode */
+void kvm_lapic_set_vapic_addr(struct kvm_vcpu *, uint64_t gpa);    /* KVM_SET_VAPIC_ADDR; 0: off */
+void kvm_lapic_tsc_changed(struct kvm_vcpu *);                     /* offset or frequency: a TSC deadline is armed anew */
+/* The timer interrupt is put into IRR by the timer thread itself: there is no pending count for KVM_RUN to look at. */
+bool kvm_apic_init_pending(struct kvm_vcpu *);                     /* KVM_GET_VCPU_EVENTS: smi.latched_init */
+uint8_t kvm_apic_sipi_vector(struct kvm_vcpu *);
+void kvm_apic_set_events(struct kvm_vcpu *, bool init, bool sipi, uint8_t sipi_vector); /* SET_MP_STATE, SET_VCPU_EVENTS */
+bool kvm_lapic_enabled(struct kvm_vcpu *);                         /* by hardware and software */
 /* What lapic.c needs of the vCPU (x86.c provides; unit tests bring their own): */
 struct kvm_lapic *vcpu_apic(struct kvm_vcpu *);
 uint64_t kvm_read_l1_tsc_now(struct kvm_vcpu *);                   /* guest TSC now */
 uint64_t vcpu_tsc_khz(struct kvm_vcpu *);
 uint64_t *vcpu_apic_base(struct kvm_vcpu *);
 bool vcpu_cpuid_x2apic(struct kvm_vcpu *);
+bool vcpu_cpuid_tsc_deadline(struct kvm_vcpu *);                   /* irq.c */
 bool vcpu_is_bsp(struct kvm_vcpu *);
 int vcpu_id_of(struct kvm_vcpu *);
+int vcpu_index_of(struct kvm_vcpu *);                              /* irq.c */
 struct kvm *vcpu_kvm(struct kvm_vcpu *);
+/* ... and what irq.c provides over kvm_host.h: */
+int *vcpu_mp_state(struct kvm_vcpu *);
+void vcpu_set_apic(struct kvm_vcpu *, struct kvm_lapic *);
+unsigned vcpu_maxphyaddr(struct kvm_vcpu *);
+void vcpu_event(struct kvm_vcpu *);                                /* any thread: KVM_REQ_EVENT and kvm_vcpu_kick() */
+void vcpu_unblock(struct kvm_vcpu *);                              /* any thread: INIT, SIPI: awake and out of guest mode */
+void vcpu_inject_nmi(struct kvm_vcpu *);                           /* any thread */
+void vcpu_inject_smi(struct kvm_vcpu *);
+void vcpu_init_reset(struct kvm_vcpu *);                           /* kvm_vcpu_reset(vcpu, true) */
+void vcpu_deliver_sipi(struct kvm_vcpu *, uint8_t vector);         /* CS = vector << 8, RIP = 0 */
+void vcpu_ioapic_eoi_exit(struct kvm_vcpu *, int vector);          /* split irqchip: KVM_EXIT_IOAPIC_EOI is due */
+int kvm_vcpus_online(struct kvm *);
+struct kvm_vcpu *kvm_vcpu_at(struct kvm *, int i);
+struct kvm_vcpu *kvm_vcpu_with_id(struct kvm *, uint32_t id);      /* fast; NULL: none */
+struct kvm_chips {                                                 /* what a VM has */
+    struct kvm_pic **pic;
+    struct kvm_ioapic **ioapic;
+    struct kvm_pit **pit;
+    bool x2apic_format, split;
+    _Atomic bool *apic_ids_moved;                                  /* a guest wrote an APIC ID: physical look-ups loop */
+};
+struct kvm_chips kvm_chips(struct kvm *);
+struct ktimer_thread *kvm_timer_thread(struct kvm *);              /* NULL: no memory */
+int kvm_read_guest(struct kvm *, uint64_t gpa, void *data, size_t len);
+int kvm_write_guest(struct kvm *, uint64_t gpa, const void *data, size_t len);
 
 /* ---- PIC, IOAPIC, PIT ---- */
 int kvm_pic_init(struct kvm *);
@@ -96,8 +133,10 @@ int kvm_set_pic(struct kvm *, int chip, const struct kvm_pic_state *);
 int kvm_ioapic_init(struct kvm *);
 void kvm_ioapic_destroy(struct kvm *);
 int kvm_ioapic_set_irq(struct kvm_ioapic *, int irq, int source, int level);
+int kvm_ioapic_set_irq_status(struct kvm_ioapic *, int irq, int source, int level, bool line_status);
 void kvm_ioapic_update_eoi(struct kvm_vcpu *, int vector, int trigger_mode);
 bool kvm_ioapic_handles_vector(struct kvm *, int vector);
+void kvm_ioapic_rescan(struct kvm *); /* ack notifiers or routes changed */
 int kvm_get_ioapic(struct kvm *, struct kvm_ioapic_state *);
 int kvm_set_ioapic(struct kvm *, const struct kvm_ioapic_state *);
 struct kvm_pit *kvm_create_pit(struct kvm *, uint32_t flags);      /* also ports 0x40-43 and 0x61 (flags: SPEAKER_DUMMY) */
@@ -114,7 +153,30 @@ int kvm_setup_empty_irq_routing(struct kvm *);
 void kvm_free_irq_routing(struct kvm *);
 int kvm_send_userspace_msi(struct kvm *, const struct kvm_msi *);
 int kvm_irq_delivery_to_apic(struct kvm *, struct kvm_lapic *source, const struct kvm_lapic_irq *, void *dest_map);
-void kvm_notify_acked_irq(struct kvm *, unsigned irqchip, unsigned pin);   /* resamplers, PIT reinjection */
+/* Who is told that the guest ended the interrupt of a GSI (EOI): resamplers, PIT reinjection. On the vCPU's thread, no
+ * lock of a chip is held. */
+struct kvm_irq_ack_notifier {
+    uint32_t gsi;
+    void (*irq_acked)(struct kvm_irq_ack_notifier *);
+    struct kvm_irq_ack_notifier *next;
+};
+void kvm_register_irq_ack_notifier(struct kvm *, struct kvm_irq_ack_notifier *);
+void kvm_unregister_irq_ack_notifier(struct kvm *, struct kvm_irq_ack_notifier *); /* not running when it returns */
+void kvm_notify_acked_irq(struct kvm *, unsigned irqchip, unsigned pin);
+void kvm_notify_acked_gsi(struct kvm *, uint32_t gsi);
+bool kvm_irq_has_notifier(struct kvm *, unsigned irqchip, unsigned pin);
+/* A pin's level is the OR of its sources; `states` has a bit a source. Returns the pin's new level. */
+static inline bool kvm_irq_line_state(_Atomic uint32_t *states, int source, int level)
+{
+    const uint32_t bit = 1u << source;
+
+    return level ? (atomic_fetch_or(states, bit) | bit) != 0 : (atomic_fetch_and(states, ~bit) & ~bit) != 0;
+}
+struct kvm_dest_map {                     /* where an interrupt went to: vCPUs by index, and the vector */
+    uint64_t vcpus[5];                    /* KVM_MAX_VCPUS = 288 */
+    uint8_t vector;
+};
+void kvm_dest_map_add(void *dest_map, struct kvm_vcpu *, uint8_t vector);
 int kvm_irqfd(struct kvm *, const struct kvm_irqfd *);
 int kvm_ioeventfd(struct kvm *, const struct kvm_ioeventfd *);
 void kvm_eventfd_init(struct kvm *);
@@ -124,7 +186,12 @@ int kvm_coalesced_mmio_init(struct kvm *);
 void kvm_coalesced_mmio_free(struct kvm *);
 int kvm_vm_ioctl_register_coalesced_mmio(struct kvm *, const struct kvm_coalesced_mmio_zone *);
 int kvm_vm_ioctl_unregister_coalesced_mmio(struct kvm *, const struct kvm_coalesced_mmio_zone *);
+bool kvm_split_handles_vector(struct kvm *, int vector);  /* split irqchip: the monitor's IOAPIC awaits this EOI */
+bool kvm_arch_can_set_irq(struct kvm *);                   /* an irqchip, in the kernel or split */
 /* ---- what the CPU side asks (irq.c) ---- */
+int kvm_vm_ioctl_get_irqchip(struct kvm *, struct kvm_irqchip *); /* 0, -ENXIO (none), -EINVAL (chip_id) */
+int kvm_vm_ioctl_set_irqchip(struct kvm *, const struct kvm_irqchip *);
+int kvm_vcpu_ioctl_interrupt(struct kvm_vcpu *, uint32_t irq);    /* KVM_INTERRUPT: -EINVAL, -ENXIO, -EEXIST */
 int kvm_cpu_has_interrupt(struct kvm_vcpu *);     /* APIC, PIC (ExtINT) or a userspace interrupt */
 int kvm_cpu_get_interrupt(struct kvm_vcpu *);     /* takes it: vector or -1 */
 int kvm_cpu_has_extint(struct kvm_vcpu *);

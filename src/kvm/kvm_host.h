@@ -13,8 +13,10 @@
 #include "../cpu/emulate.h"
 #include "../cpu/vmx.h"
 #include "../cpu/vmcs.h"
+#include "iodev.h"
 #include "irq.h"
 #include "os.h"
+#include "srcu.h"
 
 typedef uint64_t gfn_t;
 #define PAGE_SHIFT 12
@@ -68,22 +70,6 @@ void mark_page_dirty(struct kvm *, gfn_t);
 /* KVM's own accesses to guest memory (kvmclock, PV EOI ...): -EFAULT where no slot is or the host page is gone */
 int kvm_read_guest(struct kvm *, gpa_t, void *data, size_t len);
 int kvm_write_guest(struct kvm *, gpa_t, const void *data, size_t len);
-
-/* ---- I/O bus: devices inside of KVM (ioeventfd, coalesced zones, PIT, PIC, IOAPIC ...) ---- */
-enum kvm_bus { KVM_MMIO_BUS, KVM_PIO_BUS, KVM_NR_BUSES };
-struct kvm_io_device;
-struct kvm_io_device_ops { /* 0: handled; -EOPNOTSUPP: not mine */
-    int (*read)(struct kvm_vcpu *, struct kvm_io_device *, gpa_t addr, int len, void *val);
-    int (*write)(struct kvm_vcpu *, struct kvm_io_device *, gpa_t addr, int len, const void *val);
-    void (*destructor)(struct kvm_io_device *);
-};
-struct kvm_io_device {
-    const struct kvm_io_device_ops *ops;
-};
-int kvm_io_bus_write(struct kvm_vcpu *, enum kvm_bus, gpa_t addr, int len, const void *val);
-int kvm_io_bus_read(struct kvm_vcpu *, enum kvm_bus, gpa_t addr, int len, void *val);
-int kvm_io_bus_register_dev(struct kvm *, enum kvm_bus, gpa_t addr, int len, struct kvm_io_device *);
-int kvm_io_bus_unregister_dev(struct kvm *, enum kvm_bus, struct kvm_io_device *);
 
 /* ---- requests to a vCPU (bits), handled at the top of vcpu_enter_guest ---- */
 enum kvm_request {
@@ -163,6 +149,8 @@ struct kvm_vcpu_arch {
     bool user_msr_pending;
     bool tpr_access_reporting;
     uint64_t vapic_addr;
+    unsigned pending_extint;       /* KVM_INTERRUPT with a split irqchip: vector + 1 */
+    uint8_t pending_ioapic_eoi;    /* vector, with KVM_REQ_IOAPIC_EOI_EXIT (split irqchip) */
 };
 
 struct kvm_vcpu {
@@ -188,6 +176,7 @@ struct kvm_arch {
     struct kvm_pic *vpic;
     struct kvm_ioapic *vioapic;
     struct kvm_pit *vpit;
+    _Atomic bool apic_ids_moved;    /* some APIC ID is not its vcpu_id */
     bool irqchip_kernel, irqchip_split;
     _Atomic int nr_irqs_reserved;
     uint64_t ept_root;              /* hva of the PML4 page (mmu.c) */
@@ -213,6 +202,7 @@ struct kvm_arch {
 
 struct kvm {
     struct cpu_domain *domain;
+    struct srcu srcu;               /* readers of memslots, buses, irq_routing outside of guest mode */
     _Atomic int users;              /* descriptors and vCPUs */
     int fd, owner_pid;
     pthread_mutex_t lock;           /* vCPU creation, irqchip creation, buses */
@@ -220,14 +210,16 @@ struct kvm {
     _Atomic(struct kvm_memslots *) memslots;
     pthread_mutex_t irq_lock;       /* routing, irqfds */
     _Atomic(struct kvm_irq_routing_table *) irq_routing;
+    _Atomic(struct kvm_irq_ack_notifier *) irq_ack_notifiers;
     struct kvm_vcpu *vcpus[KVM_MAX_VCPUS];
     _Atomic int online_vcpus;
     int created_vcpus;
+    pthread_mutex_t bus_lock;       /* writers of buses */
     _Atomic(struct kvm_io_bus *) buses[KVM_NR_BUSES];
     struct kvm_coalesced_mmio_ring *coalesced_ring; /* in vCPU 0's memfd */
     struct kvm_coalesced *coalesced;                /* coalesced_mmio.c */
     struct kvm_eventfds *eventfds;                  /* eventfd.c */
-    struct ktimer_thread *timers;                   /* one thread, lazy (ktimer.c) */
+    _Atomic(struct ktimer_thread *) timers;                  /* one thread, lazy (ktimer.c) */
     bool manual_dirty_log_protect;
     uint32_t dirty_ring_size;
     _Atomic bool vm_bugged;

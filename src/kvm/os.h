@@ -22,5 +22,7 @@ int os_copy_from_user(void *dst, const void *user, size_t n); /* -EFAULT on a ba
 int os_copy_to_user(void *user, const void *src, size_t n);
 int os_memfd(const char *name, size_t size, bool cloexec);
 int os_thread_start(const char *name, void *(*fn)(void *), void *arg, void *handle /* pthread_t * */);
+void os_thread_join(void *handle);
+void os_thread_low_latency(void);          /* the calling thread: no timer slack, short slice, priority if allowed */
 
 #endif

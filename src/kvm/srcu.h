@@ -1,0 +1,41 @@
+/* SPDX-License-Identifier: MIT
+ * srcu.h: sleepable RCU, as KVM's own kvm->srcu: a reader (any thread, outside of guest mode) marks a section in which
+ * it uses a published pointer (slots, buses, routing); a writer publishes a new one, calls srcu_synchronize() and frees
+ * the old. A section costs two uncontended locked instructions. No section may wait for a writer. */
+#ifndef KVM_SRCU_H
+#define KVM_SRCU_H
+
+#include <stdatomic.h>
+#include <stdint.h>
+
+#define SRCU_SLOTS 16
+
+struct srcu { /* all zero is its initial state */
+    _Atomic uint32_t phase;
+    struct {
+        _Atomic uint32_t readers[2];
+        char pad[56]; /* a cache line a slot: vCPU threads do not share one */
+    } slot[SRCU_SLOTS];
+};
+
+/* Threads differ in their stack's address: a cheap number that needs no thread-local storage. */
+static inline unsigned srcu_read_lock(struct srcu *s)
+{
+    const uintptr_t stack = (uintptr_t)__builtin_frame_address(0) >> 16;
+    const unsigned slot = (stack ^ stack >> 4 ^ stack >> 9) % SRCU_SLOTS;
+    const unsigned phase = atomic_load_explicit(&s->phase, memory_order_relaxed) & 1;
+
+    atomic_fetch_add(&s->slot[slot].readers[phase], 1);
+    return slot * 2 + phase;
+}
+
+static inline void srcu_read_unlock(struct srcu *s, unsigned token)
+{
+    atomic_fetch_sub(&s->slot[token / 2].readers[token & 1], 1);
+}
+
+/* Every section that began before the call has ended when it returns. Not to be called in a section, nor with a lock
+ * held that a reader takes inside of one. One caller at a time (the writers' mutex). */
+void srcu_synchronize(struct srcu *);
+
+#endif
