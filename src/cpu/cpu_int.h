@@ -74,7 +74,7 @@ struct cpu {
     _Atomic uint32_t attention;
     uint32_t step_shadow;     /* engine-private: one-instruction interrupt shadow in force */
     uint64_t tlb_tag;         /* low 12 bits of the tags that match now; TLB_TAG_SLOW matches nothing */
-    struct tlb_entry *tlb;    /* [TLB_ENTRIES], direct mapped by page number */
+    struct tlb_entry *tlb;    /* direct mapped by page number, of the current access mode (mem.h) */
     uint64_t counters[CC_COUNT];
     bool fpu_live;            /* the guest's vector and x87 state is in the host's registers now */
     bool in_guest_mode;       /* between VM entry and VM exit */

@@ -64,11 +64,11 @@ int memcmp(const void *a, const void *b, size_t n)
 
 int host_copy(void *dst, const void *src, size_t n)
 {
-    __asm__ goto("1: rep movsb\n" HOST_EXTABLE("1b", "%l[fault]")
-                 : "+D"(dst), "+S"(src), "+c"(n)
-                 :
-                 : "memory"
-                 : fault);
+    __asm__ volatile goto("1: rep movsb\n" HOST_EXTABLE("1b", "%l[fault]")
+                          : "+D"(dst), "+S"(src), "+c"(n)
+                          :
+                          : "memory"
+                          : fault);
     return 0;
 fault:
     return -1;
@@ -76,7 +76,11 @@ fault:
 
 int host_set(void *dst, int byte, size_t n)
 {
-    __asm__ goto("1: rep stosb\n" HOST_EXTABLE("1b", "%l[fault]") : "+D"(dst), "+c"(n) : "a"(byte) : "memory" : fault);
+    __asm__ volatile goto("1: rep stosb\n" HOST_EXTABLE("1b", "%l[fault]")
+                          : "+D"(dst), "+c"(n)
+                          : "a"(byte)
+                          : "memory"
+                          : fault);
     return 0;
 fault:
     return -1;
@@ -87,11 +91,11 @@ int host_cmpxchg32(void *p, uint32_t *old, uint32_t val)
     const uint32_t want = *old;
     uint32_t seen = want;
 
-    __asm__ goto("1: lock cmpxchgl %2, %1\n" HOST_EXTABLE("1b", "%l[fault]")
-                 : "+a"(seen), "+m"(*(uint32_t *)p)
-                 : "r"(val)
-                 : "memory", "cc"
-                 : fault);
+    __asm__ volatile goto("1: lock cmpxchgl %2, %1\n" HOST_EXTABLE("1b", "%l[fault]")
+                          : "+a"(seen), "+m"(*(uint32_t *)p)
+                          : "r"(val)
+                          : "memory", "cc"
+                          : fault);
     *old = seen;
     return seen != want;
 fault:
@@ -103,11 +107,11 @@ int host_cmpxchg64(void *p, uint64_t *old, uint64_t val)
     const uint64_t want = *old;
     uint64_t seen = want;
 
-    __asm__ goto("1: lock cmpxchgq %2, %1\n" HOST_EXTABLE("1b", "%l[fault]")
-                 : "+a"(seen), "+m"(*(uint64_t *)p)
-                 : "r"(val)
-                 : "memory", "cc"
-                 : fault);
+    __asm__ volatile goto("1: lock cmpxchgq %2, %1\n" HOST_EXTABLE("1b", "%l[fault]")
+                          : "+a"(seen), "+m"(*(uint64_t *)p)
+                          : "r"(val)
+                          : "memory", "cc"
+                          : fault);
     *old = seen;
     return seen != want;
 fault:

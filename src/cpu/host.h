@@ -7,7 +7,6 @@
 #ifndef CPU_HOST_H
 #define CPU_HOST_H
 
-#include <signal.h>
 #include <stddef.h>
 #include <stdint.h>
 #include <string.h>
@@ -20,7 +19,7 @@ void host_leave(struct cpu *);     /* saves a live guest FPU, restores the clien
 void host_fpu_save(struct cpu *);  /* guest state goes to its area if it is live; cheap if it is not */
 void host_fpu_load(struct cpu *);  /* makes it live (vector rows call this) */
 /* The signal handlers' entry for SEGV, BUS, FPE, ILL, TRAP: 1 = ours and mended, 0 = the client's. */
-int host_fault(int sig, siginfo_t *, void *ucontext);
+int host_fault(int sig, void *siginfo, void *ucontext);
 struct cpu *host_current(void);    /* the cpu that this thread runs, or NULL */
 
 /* One instruction of the exact width: single-copy atomic; a host fault returns -1 (exception table), nothing moved. */
@@ -31,7 +30,7 @@ struct cpu *host_current(void);    /* the cpu that this thread runs, or NULL */
     static inline int host_ld##bits(const void *p, uint##bits##_t *v)                                                  \
     {                                                                                                                  \
         uint##bits##_t t;                                                                                              \
-        __asm__ goto("1: " mov " %1, %" w "0\n" HOST_EXTABLE("1b", "%l2")                                              \
+        __asm__ volatile goto("1: " mov " %1, %" w "0\n" HOST_EXTABLE("1b", "%l2")                                              \
                      : "=" constraint(t)                                                                               \
                      : "m"(*(const uint##bits##_t *)p)                                                                 \
                      : "memory"                                                                                        \
@@ -43,7 +42,7 @@ struct cpu *host_current(void);    /* the cpu that this thread runs, or NULL */
     }                                                                                                                  \
     static inline int host_st##bits(void *p, uint##bits##_t v)                                                         \
     {                                                                                                                  \
-        __asm__ goto("1: " mov " %" w "0, %1\n" HOST_EXTABLE("1b", "%l2")                                              \
+        __asm__ volatile goto("1: " mov " %" w "0, %1\n" HOST_EXTABLE("1b", "%l2")                                              \
                      :                                                                                                 \
                      : constraint(v), "m"(*(uint##bits##_t *)p)                                                        \
                      : "memory"                                                                                        \

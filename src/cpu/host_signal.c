@@ -4,6 +4,7 @@
  * mask, control words. */
 #include "engine.h"
 #include "host.h"
+#include <signal.h>
 #include <stdlib.h>
 #include <ucontext.h>
 #include <unistd.h>
@@ -76,8 +77,9 @@ static uintptr_t extable_find(uintptr_t rip)
     return lo < extable_rows && extable[lo].insn == rip ? extable[lo].fixup : 0;
 }
 
-int host_fault(int sig, siginfo_t *si, void *ucontext)
+int host_fault(int sig, void *siginfo, void *ucontext)
 {
+    const siginfo_t *si = siginfo;
     ucontext_t *uc = ucontext;
     struct cpu *cpu = current;
     uintptr_t fixup;
@@ -92,9 +94,9 @@ int host_fault(int sig, siginfo_t *si, void *ucontext)
     }
     if (!cpu)
         return 0;
-    if (cpu->engine && cpu->engine->fault && cpu->engine->fault(cpu, sig, si, uc))
+    if (cpu->engine && cpu->engine->fault && cpu->engine->fault(cpu, sig, siginfo, uc))
         return 1;
-    return native_fault(cpu, sig, si, uc);
+    return native_fault(cpu, sig, siginfo, uc);
 }
 
 /* Not ours: what would have happened without us. */
@@ -151,9 +153,9 @@ void host_init(void)
     pthread_once(&once, init_once);
 }
 
-/* A blocked synchronous signal kills the process, and clients block most signals in their vCPU threads. They do so before
- * the first run; asking the kernel at each of many entries a millisecond would cost as much as the entry, so the mask is
- * looked at on a thread's first run and then every 2^22 cycles (about a millisecond). */
+/* A blocked synchronous signal kills the process, and clients block most signals in their vCPU threads. They do so
+ * before the first run; asking the kernel at each of many entries a millisecond would cost as much as the entry, so the
+ * mask is looked at on a thread's first run and then every 2^22 cycles (about a millisecond). */
 static void unblock_sync_signals(void)
 {
     const uint64_t now = __builtin_ia32_rdtsc();

@@ -31,11 +31,14 @@ int mem_probe(struct cpu *, enum seg_reg seg, gva_t ea, unsigned size, unsigned 
 int seg_linear_slow(struct cpu *, enum seg_reg seg, gva_t ea, unsigned size, unsigned acc, gva_t *gva);
 
 /* Read-modify-write and native vector operands: verified before anything is visible.
- * ptr points at guest memory itself (usable with lock prefixes), or at buf when the access crosses a page, is MMIO or
- * lies on a code page; then mem_rmw_end() writes it back. */
+ * ptr points at guest memory itself (usable with lock prefixes), or at buf when the access crosses a page or is MMIO; then
+ * mem_rmw_end() writes it back. A begin that answered CPU_OK must be followed by the end, with nothing in between that
+ * polls: a locked access over two pages (ACCF_LOCK) stops the domain's other cpus from begin to end. */
 struct rmw {
     void *ptr;
     bool bounce;
+    bool code;      /* lies on a page with decoded code: the end tells code.c */
+    bool exclusive; /* locked over two pages: the end lets the others go */
     uint8_t size;
     unsigned acc;
     enum seg_reg seg;
@@ -102,6 +105,10 @@ void code_page_filled(struct cpu *, gva_t gva, hva_t page);           /* an exec
 void code_drop_host_range(struct cpu_domain *, hva_t, size_t);        /* source memory goes away */
 
 /* ---- fast paths ---- */
+/* Data entries are the first TLB_ENTRIES of the array that cpu->tlb points at, execution has its own behind them: a data
+ * page never pushes out a code page, whose refill means that its bytes are compared. */
+#define ITLB_ENTRIES 512u
+
 static inline bool seg_linear_fast(const struct cpu *cpu, enum seg_reg seg, gva_t ea, gva_t *gva)
 {
     const struct cpu_state *s = &cpu->s;
@@ -110,13 +117,18 @@ static inline bool seg_linear_fast(const struct cpu *cpu, enum seg_reg seg, gva_
         *gva = seg == SEG_FS || seg == SEG_GS ? ea + s->seg[seg].base : ea;
         return true;
     }
+    if (seg == SEG_NONE) { /* descriptor tables of a 64-bit kernel under compatibility-mode code */
+        *gva = s->efer & EFER_LMA ? ea : (uint32_t)ea;
+        return true;
+    }
     *gva = (uint32_t)ea;
-    return seg == SEG_NONE || (s->seg_flat >> seg & 1);
+    return s->seg_flat >> seg & 1;
 }
 
 static inline void *tlb_lookup(const struct cpu *cpu, gva_t gva, unsigned size, enum tlb_kind kind)
 {
-    const struct tlb_entry *e = &cpu->tlb[gva >> PAGE_SHIFT & (TLB_ENTRIES - 1)];
+    const struct tlb_entry *e = kind == TLB_EXEC ? &cpu->tlb[TLB_ENTRIES + (gva >> PAGE_SHIFT & (ITLB_ENTRIES - 1))]
+                                                 : &cpu->tlb[gva >> PAGE_SHIFT & (TLB_ENTRIES - 1)];
 
     if (likely(e->tag[kind] == ((gva & PAGE_MASK) | cpu->tlb_tag) && (gva & ~PAGE_MASK) <= PAGE_SIZE - size))
         return (void *)(gva + e->delta);
