@@ -100,6 +100,8 @@ struct cpu {
     struct fpu_unit *fpu;
     struct cpu_exception emul_fault;
     uint32_t data_hits;       /* debug.c: data and I/O breakpoints that the running instruction met: DR6 bits */
+    bool step_taken;          /* debug.c: an event was delivered or TF was cleared: no single-step trap after it */
+    const struct insn *task_insn; /* far.c: the instruction that switches tasks, for the exit's length; NULL: a gate */
     bool rf_before;           /* debug.c: RFLAGS.RF was 1 before the instruction: it is cleared after it */
 };
 

@@ -99,6 +99,7 @@ int cpu_before_step(struct cpu *cpu)
     uint32_t hits;
 
     cpu->data_hits = 0;
+    cpu->step_taken = false;
     cpu->rf_before = s->rflags_sys & F_RF;
     if (cpu->rf_before || (s->interruptibility & INTR_BLOCK_MOVSS) || !any_bp(s, 1u << BP_EXEC))
         return CPU_OK;
@@ -118,7 +119,7 @@ int cpu_after_step(struct cpu *cpu, bool tf_before, uint32_t shadow_before)
     cpu->rf_before = false;
     if (was_shadowed)
         vmx_check_windows(cpu);
-    if (tf_before)
+    if (tf_before && !cpu->step_taken)
         hits |= DR6_BS;
     if (s->interruptibility & INTR_BLOCK_MOVSS) {
         /* MOV SS holds back its debug exceptions until the next instruction has run: the data breakpoints then */
