@@ -69,7 +69,7 @@ static int write_cr0(struct cpu *cpu, uint64_t value)
 {
     struct cpu_state *s = &cpu->s;
     uint64_t pdpte[4] = {s->pdpte[0], s->pdpte[1], s->pdpte[2], s->pdpte[3]};
-    bool lma;
+    bool lma = false;
     int st;
 
     value |= CR0_ET;
