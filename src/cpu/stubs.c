@@ -12,7 +12,6 @@ int puts(const char *);
         puts("not there yet: " #name);                                                                                 \
         abort();                                                                                                       \
     }
-STUB(cpu_rdmsr)
 STUB(in_hlt)
 STUB(host_fpu_save)
 STUB(host_fpu_load)

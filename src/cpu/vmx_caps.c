@@ -116,3 +116,8 @@ uint32_t vmx_cap_low(uint32_t msr)
     vmx_cap_msr(msr, &v);
     return (uint32_t)v;
 }
+
+int cpu_rdmsr(uint32_t msr, uint64_t *value)
+{
+    return vmx_cap_msr(msr, value);
+}

@@ -18,9 +18,7 @@ int vmx_inject(struct cpu *cpu)
     struct cpu_state *s = &cpu->s;
     const struct vmcs *v = cpu->vmx->cur;
     const uint32_t info = v->VM_ENTRY_INTR_INFO_FIELD;
-    const uint64_t rip = s->rip;
     struct event ev = { .vector = info & INTR_INFO_VECTOR, .type = (info & INTR_INFO_TYPE) >> 8, .valid = true };
-    int status;
 
     if (ev.type == INTR_OTHER) {
         cpu->vmx->mtf_pending = true;
@@ -32,18 +30,13 @@ int vmx_inject(struct cpu *cpu)
     ev.payload = ev.vector == VEC_PF && ev.type == INTR_HARD_EXC ? s->cr2 : 0; /* CR2, DR6 are the hypervisor's to set */
     if (ev.type == INTR_NMI)
         s->interruptibility |= INTR_BLOCK_NMI; /* before delivery: a nested exit shows it */
-    if (ev.type >= INTR_SOFT_INT) {
-        ev.insn_len = v->VM_ENTRY_INSTRUCTION_LEN;
-        s->rip = (s->rip + ev.insn_len) & s->ip_mask; /* the return address is the next instruction's */
-    }
+    if (ev.type >= INTR_SOFT_INT)
+        ev.insn_len = v->VM_ENTRY_INSTRUCTION_LEN; /* cpu_deliver() adds it to the return address */
     s->interruptibility &= ~(INTR_BLOCK_STI | INTR_BLOCK_MOVSS);
     s->activity = ACTIVITY_ACTIVE;
     s->pending_dbg = 0;
     cpu->counters[CC_interrupts]++;
-    status = cpu_deliver(cpu, &ev);
-    if (status == CPU_VMEXIT && ev.type >= INTR_SOFT_INT)
-        s->rip = rip; /* not delivered: IDT-vectoring information has the length */
-    return status;
+    return cpu_deliver(cpu, &ev);
 }
 
 /* ---- entry ---- */
