@@ -1,0 +1,283 @@
+/* SPDX-License-Identifier: MIT
+ * native.c: runs vector and x87 instructions as re-encoded copies (native_encode.c) on the guest's state, which is live in
+ * the host's registers. Memory operands are resolved, checked and made to point at host memory first. */
+#include "fpu.h"
+#include "mem.h"
+
+/* What an instruction's class needs, as bits of the block key; where they differ, native_allowed() finds the exception. */
+#define KEYS(mask, want) { KEY_TS_EM | (mask), (want) }
+const uint32_t native_keys[NC_COUNT][2] = {
+    [NC_NONE] = { 0, 0 },
+    [NC_X87] = KEYS(0, 0),
+    [NC_WAIT] = KEYS(0, 0),
+    [NC_MMX] = KEYS(0, 0),
+    [NC_SSE] = KEYS(KEY_OSFXSR, KEY_OSFXSR),
+    [NC_VEX] = KEYS(KEY_OSXSAVE | KEY_XCR0_AVX, KEY_OSXSAVE | KEY_XCR0_AVX),
+    [NC_EVEX] = KEYS(KEY_OSXSAVE | KEY_XCR0_512, KEY_OSXSAVE | KEY_XCR0_512),
+};
+
+/* SDM 3A, "Configurations of the x87 FPU", "Emulation of the FPU/SIMD Instructions"; SDM 2A, "Exceptions Type" tables. */
+int native_allowed(struct cpu *cpu, enum native_class class)
+{
+    const struct cpu_state *s = &cpu->s;
+    const bool ts = s->cr0 & CR0_TS, em = s->cr0 & CR0_EM;
+    const uint64_t need = class == NC_EVEX ? XFEATURE_SSE | XFEATURE_AVX | XFEATURE_512 : XFEATURE_SSE | XFEATURE_AVX;
+
+    switch (class) {
+    case NC_NONE:
+        return CPU_OK;
+    case NC_X87:
+        return ts || em ? cpu_raise(cpu, VEC_NM) : CPU_OK;
+    case NC_WAIT:
+        return ts && s->cr0 & CR0_MP ? cpu_raise(cpu, VEC_NM) : CPU_OK;
+    case NC_SSE:
+        if (!(s->cr4 & CR4_OSFXSR))
+            return cpu_raise(cpu, VEC_UD);
+        /* fall through */
+    case NC_MMX:
+        if (em)
+            return cpu_raise(cpu, VEC_UD);
+        break;
+    default:
+        if (!(s->cr4 & CR4_OSXSAVE) || (s->xcr0 & need) != need)
+            return cpu_raise(cpu, VEC_UD);
+    }
+    return ts ? cpu_raise(cpu, VEC_NM) : CPU_OK;
+}
+
+int native_raise(struct cpu *cpu, int result)
+{
+    switch (result) {
+    case NR_OK:
+        return CPU_OK;
+    case NR_MF:
+        return cpu_raise(cpu, VEC_MF);
+    case NR_XM: /* SDM 3A, "Interrupt 19" */
+        return cpu_raise(cpu, cpu->s.cr4 & CR4_OSXMMEXCPT ? VEC_XM : VEC_UD);
+    case NR_GP:
+        return cpu_raise_err(cpu, VEC_GP, 0);
+    default:
+        return cpu_raise(cpu, VEC_UD);
+    }
+}
+
+/* Called in the signal handler, which has a fresh FPU: the guest's state lies in the signal frame and comes back with it.
+ * Nothing of the instruction was committed, and a copy has nothing on its stack at that point. */
+int native_fault(struct cpu *cpu, int sig, void *siginfo, void *ucontext)
+{
+    enum { REG_RIP_HOST = 16 /* insn.h has a REG_RIP of its own */ };
+    enum { TRAP_GP = 13, TRAP_MF = 16, TRAP_XM = 19 };
+    ucontext_t *uc = ucontext;
+    greg_t *regs = uc->uc_mcontext.gregs;
+    const long trap = regs[REG_TRAPNO];
+    enum native_result r;
+
+    if (!native_owns(regs[REG_RIP_HOST]))
+        return 0;
+    switch (sig) {
+    case SIGFPE:
+        r = trap == TRAP_MF ? NR_MF : NR_XM;
+        break;
+    case SIGSEGV:
+        r = trap == TRAP_GP ? NR_GP : NR_HOST;
+        break;
+    case SIGBUS:
+        r = NR_HOST;
+        break;
+    case SIGILL:
+        r = NR_UD;
+        break;
+    default:
+        return 0;
+    }
+    regs[REG_RAX] = r;
+    regs[REG_RIP_HOST] = *(uint64_t *)regs[REG_RSP]; /* return from the copy */
+    regs[REG_RSP] += 8;
+    return 1;
+}
+
+/* x87 last-instruction pointers (SDM 1, "x87 FPU Instruction and Data (Operand) Pointers"). */
+static void x87_pointers(struct cpu *cpu, const struct native *n, const struct insn *in)
+{
+    struct fpu_unit *f = cpu->fpu;
+
+    if (n->x87 & NX_INIT) {
+        f->fip = f->fdp = f->fop = f->fcs = f->fds = 0;
+        return;
+    }
+    f->fip = cpu->s.rip;
+    f->fcs = cpu->s.seg[SEG_CS].sel;
+    f->fop = n->fop;
+    if (n->x87 & NX_MEM) {
+        f->fdp = insn_ea(cpu, in);
+        f->fds = cpu->s.seg[in->seg < SEG_NONE ? in->seg : SEG_DS].sel;
+    }
+}
+
+static inline int run(struct cpu *cpu, const struct native *n, void *mem)
+{
+    int r;
+
+    host_fpu_load(cpu);
+    r = n->run(&cpu->s, mem);
+    fpu_done(cpu);
+    return r;
+}
+
+static inline int finish(struct cpu *cpu, const struct native *n, const struct insn *in)
+{
+    cpu->counters[CC_native]++;
+    if (n->x87)
+        x87_pointers(cpu, n, in);
+    return CPU_OK;
+}
+
+/* The active part of a masked operand: bytes [*first, *end) of it; nothing active: both 0. */
+static int active_bytes(struct cpu *cpu, const struct native *n, uint64_t *live, unsigned *first, unsigned *end)
+{
+    uint64_t mask = 0, folded = 0;
+    int r;
+
+    host_fpu_load(cpu);
+    r = n->get_mask(&cpu->s, &mask);
+    fpu_done(cpu);
+    if (unlikely(r))
+        return native_raise(cpu, r);
+    if (n->mask_elems < 64)
+        mask &= (1ull << n->mask_elems) - 1;
+    if (n->mask == NM_COMPRESS) {
+        const unsigned count = __builtin_popcountll(mask);
+
+        folded = count >= 64 ? ~0ull : (1ull << count) - 1;
+    } else if (n->elems >= 64) {
+        folded = mask;
+    } else {
+        for (; mask; mask >>= n->elems)
+            folded |= mask & ((1ull << n->elems) - 1);
+    }
+    *live = folded;
+    *first = folded ? __builtin_ctzll(folded) * n->elem_size : 0;
+    *end = folded ? (64 - __builtin_clzll(folded)) * n->elem_size : 0;
+    return CPU_OK;
+}
+
+static int write_active(struct cpu *cpu, const struct native *n, struct rmw *m, const uint8_t *data, gva_t ea,
+                        uint64_t live)
+{
+    for (unsigned i = 0; i < n->elems; i++) {
+        const unsigned off = i * n->elem_size;
+        int st = live >> i & 1 ? mem_write(cpu, m->seg, ea + off, data + off, n->elem_size, ACC_WRITE) : CPU_OK;
+
+        if (st)
+            return st;
+    }
+    return CPU_OK;
+}
+
+/* The host has no page under the operand (the client took it away): the copy works on a buffer, and the accessors, which
+ * recover from host faults, say what becomes of the access. */
+static int without_host_page(struct cpu *cpu, const struct native *n, const struct insn *in, gva_t ea, uint64_t live,
+                             unsigned first, unsigned end)
+{
+    struct rmw m = { .seg = in->seg };
+    uint8_t *data = m.buf + (fpu_linear(cpu, in->seg, ea) & 63);
+    int st = n->acc & ACC_READ ? mem_read(cpu, in->seg, ea + first, data + first, end - first, n->acc) : CPU_OK, r;
+
+    if (st)
+        return st;
+    r = run(cpu, n, data);
+    if (r)
+        return native_raise(cpu, r);
+    if (n->acc & ACC_WRITE)
+        st = n->mask ? write_active(cpu, n, &m, data, ea, live) : mem_write(cpu, in->seg, ea, data, end, ACC_WRITE);
+    return st ? st : finish(cpu, n, in);
+}
+
+/* Masked-off elements do not fault and are not written (SDM 1, "Memory Fault Suppression"): only [first, end) is resolved,
+ * which reaches a page if and only if an active element does. */
+static int native_masked(struct cpu *cpu, const struct native *n, const struct insn *in, gva_t ea)
+{
+    struct rmw m;
+    uint64_t live = 0;
+    unsigned first = 0, end = 0;
+    int st = active_bytes(cpu, n, &live, &first, &end), r;
+
+    if (st)
+        return st;
+    if (!live) {
+        _Alignas(64) uint8_t nothing[64] = { 0 };
+
+        r = run(cpu, n, nothing);
+        return r ? native_raise(cpu, r) : finish(cpu, n, in);
+    }
+    st = mem_rmw_begin(cpu, in->seg, ea + first, end - first, n->acc, &m);
+    if (st)
+        return st;
+    r = run(cpu, n, (uint8_t *)m.ptr - first);
+    if (r)
+        return r == NR_HOST ? without_host_page(cpu, n, in, ea, live, first, end) : native_raise(cpu, r);
+    if (m.bounce && n->acc & ACC_WRITE)
+        st = write_active(cpu, n, &m, (uint8_t *)m.ptr - first, ea, live);
+    return st ? st : finish(cpu, n, in);
+}
+
+/* AMD's MXCSR.MM switches the alignment check of legacy SSE operands off. */
+static bool misaligned_allowed(struct cpu *cpu, const struct native *n)
+{
+    uint32_t mxcsr;
+
+    host_fpu_load(cpu);
+    __asm__ volatile("stmxcsr %0" : "=m"(mxcsr));
+    fpu_done(cpu);
+    return n->class == NC_SSE && mxcsr & MXCSR_MM;
+}
+
+static int native_slow(struct cpu *cpu, const struct native *n, const struct insn *in, gva_t ea)
+{
+    struct rmw m;
+    int st, r;
+
+    if (n->align && fpu_linear(cpu, in->seg, ea) & n->align && !misaligned_allowed(cpu, n))
+        return cpu_raise_err(cpu, VEC_GP, 0);
+    if (n->mask)
+        return native_masked(cpu, n, in, ea);
+    st = mem_rmw_begin(cpu, in->seg, ea, n->mem_size, n->acc, &m);
+    if (st)
+        return st;
+    r = run(cpu, n, m.ptr);
+    if (r)
+        return r == NR_HOST ? without_host_page(cpu, n, in, ea, 0, 0, n->mem_size) : native_raise(cpu, r);
+    if (n->acc & ACC_WRITE)
+        st = mem_rmw_end(cpu, &m);
+    return st ? st : finish(cpu, n, in);
+}
+
+int in_native(struct cpu *cpu, const struct insn *in)
+{
+    const struct native *n = in->native;
+    gva_t ea, gva;
+    void *p;
+    int r;
+
+    if (unlikely((cpu->s.insn_key & n->key_mask) != n->key_want)) {
+        r = native_allowed(cpu, n->class);
+        if (r)
+            return r;
+    }
+    if (!n->acc) {
+        r = run(cpu, n, NULL);
+        return unlikely(r) ? native_raise(cpu, r) : finish(cpu, n, in);
+    }
+    ea = insn_ea(cpu, in);
+    if (likely(!n->mask && seg_linear_fast(cpu, in->seg, ea, &gva) && !(gva & n->align))) {
+        p = tlb_lookup(cpu, gva, n->mem_size, n->acc & ACC_WRITE ? TLB_WRITE : TLB_READ);
+        if (likely(p)) {
+            r = run(cpu, n, p);
+            if (likely(!r))
+                return finish(cpu, n, in);
+            if (r != NR_HOST)
+                return native_raise(cpu, r);
+        }
+    }
+    return native_slow(cpu, n, in, ea);
+}
