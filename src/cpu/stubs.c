@@ -38,3 +38,4 @@ STUB(in_pop_sreg)
 STUB(in_jmp_far)
 STUB(in_call_far)
 STUB(in_ret_far)
+__attribute__((weak)) const char op_rows[1 << 16] = {0}; /* the table of ops.def, until the decoder has it */
