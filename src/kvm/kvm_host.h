@@ -140,13 +140,14 @@ struct kvm_vcpu_arch {
         uint16_t port;
         uint8_t size;
         uint32_t count;
+        uint64_t linear_rip;
     } pio;
     struct {
         bool needed, is_write, completed;
         gpa_t gpa;
         unsigned len;
     } mmio;
-    bool user_msr_pending;
+    bool user_msr_pending, user_msr_read;
     bool tpr_access_reporting;
     uint64_t vapic_addr;
     unsigned pending_extint;       /* KVM_INTERRUPT with a split irqchip: vector + 1 */

@@ -1,0 +1,340 @@
+/* SPDX-License-Identifier: MIT
+ * mmu.c: guest-physical memory: the EPT tables of a VM (SDM 3C, "EPT Translation Mechanism"), made on demand from the
+ * memory slots. The processor's host-physical addresses are addresses of this process, so an entry maps a page of the
+ * guest to the client's own memory, and a page that the client unmaps later is found by the access that meets it.
+ *
+ * Tables are written under mmu_lock by one aligned store each and read by the processors at any time. A page of tables
+ * stays in its place until the VM goes. */
+#include "x86.h"
+#include <errno.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+#include <sys/mman.h>
+
+#define LEVELS      4u
+#define PTES        512u
+#define RUN_PAGES   64u /* pages that one fault makes at once: 0.6 us a page against 10 us by a fault each */
+#define LARGE_PAGES 512u
+#define CHUNK_PAGES 64u /* pages of tables that are allocated at once */
+#define EPT_ADDR    0x000ffffffffff000ull
+#define EPT_PRESENT (EPT_R | EPT_W | EPT_X)
+#define ACC_ALL     (ACC_READ | ACC_WRITE | ACC_EXEC)
+/* slot->populate */
+enum slot_populate { POPULATE_UNKNOWN, POPULATE_RUNS, POPULATE_PAGE };
+
+#ifndef MADV_POPULATE_READ
+#define MADV_POPULATE_READ  22
+#define MADV_POPULATE_WRITE 23
+#endif
+
+/* ---- tables ---- */
+static uint64_t *alloc_table(struct kvm *kvm)
+{
+    struct kvm_arch *a = &kvm->arch;
+    const size_t used = a->mmu_pages % CHUNK_PAGES;
+
+    if (used == 0) {
+        void **grown = realloc(a->mmu_chunk, (a->mmu_chunks + 1) * sizeof(*grown));
+
+        if (!grown)
+            return NULL;
+        a->mmu_chunk = grown;
+        grown[a->mmu_chunks] = os_alloc_pages(CHUNK_PAGES * PAGE_SIZE);
+        if (!grown[a->mmu_chunks])
+            return NULL;
+        a->mmu_chunks++;
+    }
+    a->mmu_pages++;
+    return (uint64_t *)((char *)a->mmu_chunk[a->mmu_chunks - 1] + used * PAGE_SIZE);
+}
+
+int kvm_mmu_init_vm(struct kvm *kvm)
+{
+    kvm->arch.ept_root = (uint64_t)(uintptr_t)alloc_table(kvm);
+    return kvm->arch.ept_root ? 0 : -ENOMEM;
+}
+
+void kvm_mmu_uninit_vm(struct kvm *kvm)
+{
+    for (size_t i = 0; i < kvm->arch.mmu_chunks; i++)
+        os_free_pages(kvm->arch.mmu_chunk[i], CHUNK_PAGES * PAGE_SIZE);
+    free(kvm->arch.mmu_chunk);
+    kvm->arch.mmu_chunk = NULL;
+    kvm->arch.mmu_chunks = kvm->arch.mmu_pages = 0;
+    kvm->arch.ept_root = 0;
+}
+
+static unsigned level_shift(unsigned level) /* in pages: level 1 is the last */
+{
+    return (level - 1) * 9;
+}
+
+static uint64_t *entry_of(uint64_t *table, gfn_t gfn, unsigned level)
+{
+    return &table[gfn >> level_shift(level) & (PTES - 1)];
+}
+
+static uint64_t read_entry(const uint64_t *e)
+{
+    return __atomic_load_n(e, __ATOMIC_RELAXED);
+}
+
+static void write_entry(uint64_t *e, uint64_t value)
+{
+    __atomic_store_n(e, value, __ATOMIC_RELEASE);
+}
+
+/* The entry of a gfn at a level; with make, tables on the way are made. NULL: none (or no memory, or a larger page). */
+static uint64_t *walk(struct kvm *kvm, gfn_t gfn, unsigned level, bool make)
+{
+    uint64_t *table = (uint64_t *)(uintptr_t)kvm->arch.ept_root;
+
+    for (unsigned at = LEVELS; at > level; at--) {
+        uint64_t *e = entry_of(table, gfn, at), value = read_entry(e);
+
+        if (value & EPT_LARGE)
+            return NULL;
+        if (!(value & EPT_PRESENT)) {
+            uint64_t *child = make ? alloc_table(kvm) : NULL;
+
+            if (!child)
+                return NULL;
+            write_entry(e, value = (uint64_t)(uintptr_t)child | EPT_PRESENT);
+        }
+        table = (uint64_t *)(uintptr_t)(value & EPT_ADDR);
+    }
+    return entry_of(table, gfn, level);
+}
+
+static uint64_t leaf(hva_t hva, bool writable)
+{
+    return hva | EPT_MEMTYPE_WB | EPT_IGNORE_PAT | EPT_R | EPT_X | (writable ? EPT_W : 0);
+}
+
+/* ---- zap and write-protect: every leaf of [start, end) ---- */
+enum leaf_action { LEAF_ZAP, LEAF_PROTECT };
+
+static void act_on(uint64_t *e, enum leaf_action action, bool large)
+{
+    if (action == LEAF_ZAP || large) /* a large page that is logged comes back as small ones */
+        write_entry(e, 0);
+    else
+        __atomic_fetch_and(e, ~EPT_W, __ATOMIC_RELEASE);
+}
+
+/* true: an entry was changed. mask: of gfns from start, or NULL for all. */
+static bool for_leaves(struct kvm *kvm, gfn_t start, gfn_t end, enum leaf_action action, const unsigned long *mask)
+{
+    bool changed = false;
+    gfn_t gfn = start;
+
+    while (gfn < end) {
+        uint64_t *table = (uint64_t *)(uintptr_t)kvm->arch.ept_root, *e, value;
+        unsigned level = LEVELS;
+
+        if (mask && !(mask[(gfn - start) / 64] >> ((gfn - start) % 64) & 1)) {
+            gfn++;
+            continue;
+        }
+        for (;; level--) {
+            e = entry_of(table, gfn, level);
+            value = read_entry(e);
+            if (!(value & EPT_PRESENT) || level == 1 || (value & EPT_LARGE))
+                break;
+            table = (uint64_t *)(uintptr_t)(value & EPT_ADDR);
+        }
+        if (value & EPT_PRESENT && (action == LEAF_ZAP || value & EPT_W)) {
+            act_on(e, action, level > 1);
+            changed = true;
+        }
+        gfn = mask ? gfn + 1 : ((gfn >> level_shift(level)) + 1) << level_shift(level);
+    }
+    return changed;
+}
+
+void kvm_mmu_zap_slot(struct kvm *kvm, struct kvm_memory_slot *slot)
+{
+    bool changed;
+
+    pthread_mutex_lock(&kvm->arch.mmu_lock);
+    changed = for_leaves(kvm, slot->base_gfn, slot->base_gfn + slot->npages, LEAF_ZAP, NULL);
+    pthread_mutex_unlock(&kvm->arch.mmu_lock);
+    kvm_trace(TRACE_MMU, "zap slot %u: gfn %#llx, %llu pages", slot->id, (unsigned long long)slot->base_gfn,
+              (unsigned long long)slot->npages);
+    if (changed)
+        cpu_drop_host_range(kvm->domain, slot->userspace_addr, slot->npages << PAGE_SHIFT, ACC_ALL);
+}
+
+void kvm_mmu_write_protect_slot(struct kvm *kvm, struct kvm_memory_slot *slot, const unsigned long *mask)
+{
+    bool changed;
+
+    pthread_mutex_lock(&kvm->arch.mmu_lock);
+    changed = for_leaves(kvm, slot->base_gfn, slot->base_gfn + slot->npages, LEAF_PROTECT, mask);
+    pthread_mutex_unlock(&kvm->arch.mmu_lock);
+    if (changed)
+        cpu_drop_host_range(kvm->domain, slot->userspace_addr, slot->npages << PAGE_SHIFT, ACC_WRITE);
+}
+
+/* ---- host memory ---- */
+/* Anonymous memory and memfds may be made in runs; a file's pages are not dirtied before the guest asks. */
+static enum slot_populate ask_kind(hva_t hva)
+{
+    FILE *f = fopen("/proc/self/maps", "re");
+    enum slot_populate kind = POPULATE_PAGE;
+    char line[512];
+
+    while (f && fgets(line, sizeof(line), f)) {
+        unsigned long long from, to, inode;
+        int path = 0;
+
+        if (sscanf(line, "%llx-%llx %*s %*s %*s %llu %n", &from, &to, &inode, &path) != 3 || hva < from || hva >= to)
+            continue;
+        if (inode == 0 || strstr(line + path, "/memfd:") == line + path ||
+            strstr(line + path, "/dev/zero") == line + path)
+            kind = POPULATE_RUNS;
+        break;
+    }
+    if (f)
+        fclose(f);
+    return kind;
+}
+
+/* Is the page there, with the access that is wanted? 1: writable, 0: readable only, -EFAULT: gone. The run
+ * [*first, *first + *n) of gfns around it that was made with it is what may be mapped. */
+static int make_pages(struct kvm_memory_slot *slot, gfn_t gfn, bool write, gfn_t *first, gfn_t *n)
+{
+    const hva_t hva = slot->userspace_addr + ((gfn - slot->base_gfn) << PAGE_SHIFT);
+    uint8_t kind = atomic_load_explicit(&slot->populate, memory_order_relaxed);
+
+    if (kind == POPULATE_UNKNOWN) {
+        kind = ask_kind(hva);
+        atomic_store_explicit(&slot->populate, kind, memory_order_relaxed);
+    }
+    if (kind == POPULATE_RUNS && !(slot->flags & KVM_MEM_READONLY)) {
+        gfn_t start = gfn & ~(gfn_t)(RUN_PAGES - 1), end = start + RUN_PAGES;
+
+        start = start < slot->base_gfn ? slot->base_gfn : start;
+        end = end > slot->base_gfn + slot->npages ? slot->base_gfn + slot->npages : end;
+        if (madvise((void *)(slot->userspace_addr + ((start - slot->base_gfn) << PAGE_SHIFT)),
+                    (end - start) << PAGE_SHIFT, MADV_POPULATE_WRITE) == 0) {
+            *first = start;
+            *n = end - start;
+            return 1;
+        }
+    }
+    *first = gfn;
+    *n = 1;
+    if ((write || kind == POPULATE_RUNS) && madvise((void *)hva, PAGE_SIZE, MADV_POPULATE_WRITE) == 0)
+        return 1;
+    if (!write && madvise((void *)hva, PAGE_SIZE, MADV_POPULATE_READ) == 0)
+        return 0;
+    return -EFAULT;
+}
+
+/* A 2 MiB page: the slot has all of it at the same distance, and the host has it all resident (a huge page, or a client
+ * that populated its memory). */
+static bool large_possible(struct kvm_memory_slot *slot, gfn_t gfn)
+{
+    const gfn_t start = gfn & ~(gfn_t)(LARGE_PAGES - 1);
+    const hva_t hva = slot->userspace_addr + ((start - slot->base_gfn) << PAGE_SHIFT);
+    unsigned char resident[LARGE_PAGES];
+
+    if (slot->dirty_bitmap || (slot->flags & KVM_MEM_READONLY) || start < slot->base_gfn ||
+        start + LARGE_PAGES > slot->base_gfn + slot->npages || hva & (LARGE_PAGES * PAGE_SIZE - 1))
+        return false;
+    if (mincore((void *)hva, LARGE_PAGES * PAGE_SIZE, resident))
+        return false;
+    for (unsigned i = 0; i < LARGE_PAGES; i++)
+        if (!(resident[i] & 1))
+            return false;
+    return true;
+}
+
+/* ---- EPT violations ---- */
+/* Under mmu_lock. 1 or -ENOMEM */
+static int map_run(struct kvm *kvm, struct kvm_memory_slot *slot, gfn_t gfn, bool write, bool writable, gfn_t first,
+                   gfn_t n, bool large)
+{
+    const bool log = slot->dirty_bitmap != NULL, readonly = slot->flags & KVM_MEM_READONLY;
+    uint64_t *e = walk(kvm, gfn, 2, true);
+
+    if (!e) /* nothing in these tables is larger than 2 MiB */
+        return -ENOMEM;
+    if (large && !(read_entry(e) & EPT_PRESENT)) {
+        const gfn_t start = gfn & ~(gfn_t)(LARGE_PAGES - 1);
+
+        write_entry(e, leaf(slot->userspace_addr + ((start - slot->base_gfn) << PAGE_SHIFT), writable) | EPT_LARGE);
+        return 1;
+    }
+    if (read_entry(e) & EPT_LARGE) {
+        if (!log && (!write || read_entry(e) & EPT_W))
+            return 1; /* another vCPU was faster */
+        write_entry(e, 0);
+    }
+    for (gfn_t at = first; at < first + n; at++) {
+        /* Logged: only the page that is written becomes writable; the rest reports its first write later. */
+        const bool w = writable && !readonly && (!log || (at == gfn && write));
+
+        e = walk(kvm, at, 1, true);
+        if (!e)
+            return -ENOMEM;
+        if (!(read_entry(e) & EPT_PRESENT) || (w && !(read_entry(e) & EPT_W)))
+            write_entry(e, leaf(slot->userspace_addr + ((at - slot->base_gfn) << PAGE_SHIFT), w));
+    }
+    return 1;
+}
+
+static int fault_in_slot(struct kvm_vcpu *vcpu, struct kvm_memory_slot *slot, gfn_t gfn, bool write)
+{
+    struct kvm *kvm = vcpu->kvm;
+    gfn_t first, n;
+    bool large;
+    int r;
+
+    if (write && (slot->flags & KVM_MEM_READONLY))
+        return 0; /* the monitor gets the write */
+    r = make_pages(slot, gfn, write, &first, &n);
+    if (r < 0)
+        return r;
+    large = r == 1 && large_possible(slot, gfn);
+    pthread_mutex_lock(&kvm->arch.mmu_lock);
+    /* The slot may have gone meanwhile: who takes it away publishes first, then zaps under the lock. */
+    if (gfn_to_memslot(kvm, gfn) == slot)
+        r = map_run(kvm, slot, gfn, write, r == 1, first, n, large);
+    else
+        r = 1;
+    pthread_mutex_unlock(&kvm->arch.mmu_lock);
+    return r;
+}
+
+/* 1: mapped, run the instruction again; 0: no RAM, or not writable; < 0: errno */
+int kvm_tdp_page_fault(struct kvm_vcpu *vcpu, gpa_t gpa, uint64_t qualification)
+{
+    const gfn_t gfn = gpa >> PAGE_SHIFT;
+    const bool write = qualification & EPTQ_WRITE;
+    struct kvm *kvm = vcpu->kvm;
+    struct kvm_memory_slot *slot;
+    unsigned idx;
+    int r = 0;
+
+    idx = srcu_read_lock(&kvm->srcu);
+    slot = gfn_to_memslot(kvm, gfn);
+    if (slot)
+        r = fault_in_slot(vcpu, slot, gfn, write);
+    if (r == 1 && write && slot->dirty_bitmap)
+        mark_page_dirty(kvm, gfn);
+    srcu_read_unlock(&kvm->srcu, idx);
+    kvm_trace(TRACE_MMU, "vcpu %d: EPT violation gpa %#llx qualification %#llx: %d", vcpu->vcpu_id,
+              (unsigned long long)gpa, (unsigned long long)qualification, r);
+    return r;
+}
+
+/* access: ACC_*. 0, or -1: the guest's tables do not allow it. A table's page without an EPT entry gets one first. */
+int kvm_mmu_gva_to_gpa(struct kvm_vcpu *vcpu, gva_t gva, unsigned access, gpa_t *gpa)
+{
+    struct cpu_exception fault;
+
+    return cpu_translate(vcpu->arch.cpu, gva, (enum acc)access, gpa, &fault);
+}
