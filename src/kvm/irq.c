@@ -212,3 +212,12 @@ int kvm_vm_ioctl_set_irqchip(struct kvm *kvm, const struct kvm_irqchip *chip)
         return -EINVAL;
     }
 }
+
+/* ---- the end of a VM: after its vCPUs, kvm_irqfd_release() and the buses ---- */
+void kvm_irq_destroy(struct kvm *kvm)
+{
+    kvm_pic_destroy(kvm);
+    kvm_ioapic_destroy(kvm);
+    kvm_free_irq_routing(kvm);
+    ktimer_thread_destroy(atomic_exchange(&kvm->timers, NULL));
+}

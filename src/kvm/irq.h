@@ -179,8 +179,8 @@ struct kvm_dest_map {                     /* where an interrupt went to: vCPUs b
 void kvm_dest_map_add(void *dest_map, struct kvm_vcpu *, uint8_t vector);
 int kvm_irqfd(struct kvm *, const struct kvm_irqfd *);
 int kvm_ioeventfd(struct kvm *, const struct kvm_ioeventfd *);
-void kvm_eventfd_init(struct kvm *);
-void kvm_irqfd_release(struct kvm *);
+int kvm_eventfd_init(struct kvm *);
+void kvm_irqfd_release(struct kvm *); /* before the vCPUs go: irqfds and the PIT, which raise interrupts by themselves, end */
 void kvm_irq_routing_update(struct kvm *);
 int kvm_coalesced_mmio_init(struct kvm *);
 void kvm_coalesced_mmio_free(struct kvm *);
@@ -191,6 +191,7 @@ bool kvm_arch_can_set_irq(struct kvm *);                   /* an irqchip, in the
 /* ---- what the CPU side asks (irq.c) ---- */
 int kvm_vm_ioctl_get_irqchip(struct kvm *, struct kvm_irqchip *); /* 0, -ENXIO (none), -EINVAL (chip_id) */
 int kvm_vm_ioctl_set_irqchip(struct kvm *, const struct kvm_irqchip *);
+void kvm_irq_destroy(struct kvm *); /* after the vCPUs: chips, routing, the timer thread */
 int kvm_vcpu_ioctl_interrupt(struct kvm_vcpu *, uint32_t irq);    /* KVM_INTERRUPT: -EINVAL, -ENXIO, -EEXIST */
 int kvm_cpu_has_interrupt(struct kvm_vcpu *);     /* APIC, PIC (ExtINT) or a userspace interrupt */
 int kvm_cpu_get_interrupt(struct kvm_vcpu *);     /* takes it: vector or -1 */

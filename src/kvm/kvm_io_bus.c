@@ -137,12 +137,12 @@ int kvm_io_bus_unregister_dev(struct kvm *kvm, enum kvm_bus nr, struct kvm_io_de
 
     pthread_mutex_lock(&kvm->bus_lock);
     old = atomic_load(&kvm->buses[nr]);
-    new = bus_alloc(old ? old->count : 0);
-    if (!new) {
+    new = old ? bus_alloc(old->count) : NULL;
+    if (old && !new) {
         err = -ENOMEM;
-    } else {
+    } else if (old) {
         new->count = 0;
-        for (unsigned i = 0; old && i < old->count; i++)
+        for (unsigned i = 0; i < old->count; i++)
             if (old->range[i].dev != dev)
                 new->range[new->count++] = old->range[i];
         publish(kvm, nr, new);

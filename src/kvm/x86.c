@@ -41,6 +41,7 @@ int kvm_arch_init_vm(struct kvm *kvm, unsigned long type)
 
 void kvm_arch_destroy_vm(struct kvm *kvm)
 {
+    kvm_irq_destroy(kvm);
     kvm_mmu_uninit_vm(kvm);
     pthread_mutex_destroy(&kvm->arch.tsc_lock);
     pthread_mutex_destroy(&kvm->arch.mmu_lock);
