@@ -12,6 +12,7 @@
 #define BIT(n) (1u << (n))
 
 /* leaf 1 */
+#define ECX1_VMX        BIT(5)
 #define ECX1_X2APIC     BIT(21)
 #define ECX1_OSXSAVE    BIT(27)
 #define ECX1_HYPERVISOR BIT(31)
@@ -58,6 +59,8 @@ static int leaf_1(struct entries *list)
     if (!e)
         return -E2BIG;
     e->ecx |= ECX1_X2APIC | ECX1_HYPERVISOR;
+    if (!kvm_params.nested)
+        e->ecx &= ~ECX1_VMX; /* the processor's own, for KVM */
     return 0;
 }
 

@@ -114,6 +114,7 @@ static void kvm_destroy_vm(struct kvm *kvm)
     kvm_coalesced_mmio_free(kvm);
     destroy_vcpus(kvm);
     kvm_arch_destroy_vm(kvm);
+    cpu_domain_destroy(kvm->domain);
     kvm_msr_filter_free(kvm);
     kvm_memslots_free(kvm);
     kvm_free_vm(kvm);
@@ -154,6 +155,11 @@ static struct kvm *kvm_create_vm_fd(unsigned long type, int fd, int *err)
         r = kvm_memslots_init(kvm);
     if (r)
         goto out_free;
+    kvm->domain = cpu_domain_create();
+    if (!kvm->domain) {
+        r = -ENOMEM;
+        goto out_slots;
+    }
     kvm_eventfd_init(kvm);
     kvm_trace_call("kvm_arch_init_vm");
     r = kvm_arch_init_vm(kvm, type);
@@ -172,6 +178,8 @@ out_arch:
     kvm_irqfd_release(kvm);
     kvm_arch_destroy_vm(kvm);
 out_slots:
+    if (kvm->domain)
+        cpu_domain_destroy(kvm->domain);
     kvm_memslots_free(kvm);
 out_free:
     kvm_free_vm(kvm);
