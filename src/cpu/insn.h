@@ -38,24 +38,29 @@ struct opnd {
 #define REG_RIP  0x10 /* base of a rip-relative operand: next instruction's address + disp */
 
 struct insn {
+    /* the first 64 bytes are what the common functions read */
     insn_fn *fn;         /* the row's function, or a form of it specialised at decode time (in_select) */
     uint64_t imm;        /* sign-extended to 64 bits as the instruction uses it */
-    int64_t disp;
+    int64_t fdisp;       /* in_ea64(): disp, plus len where rip-relative */
     void *native;        /* native.c: host code of this instruction; shared, never freed while a block uses it */
-    uint32_t imm2;
-    uint16_t op;         /* enum op: row of op_rows[] */
     uint8_t len;
+    uint8_t seg;         /* enum seg_reg of the memory operand (defaults and overrides applied) */
+    uint8_t fbase, findex; /* in_ea64(): words of cpu_state: a register, rip, or one that is always 0 */
+    uint8_t scale;       /* log2 */
     uint8_t opsize;      /* effective operand size in bytes: 2, 4, 8 (1 for byte forms) */
     uint8_t asize;       /* effective address size: 2, 4, 8 */
-    uint8_t seg;         /* enum seg_reg of the memory operand (defaults and overrides applied) */
-    uint8_t base, index, scale; /* REG_NONE if absent */
+    uint8_t aux;         /* a row's own: condition code, ALU operation ... set by in_select. From the decoder: 1 = far */
+    struct opnd o[5];
+    uint16_t op;         /* enum op: row of op_rows[] */
     uint8_t pfx;         /* PFX_* */
-    uint8_t nops;        /* explicit operands in o[] (Zydis's order: destination first) */
     uint8_t mem;         /* index of the memory operand in o[], or 0xff */
+    /* ... and the rest */
+    int64_t disp;
+    uint32_t imm2;
+    uint8_t base, index; /* REG_NONE if absent */
+    uint8_t nops;        /* visible operands in o[] (Zydis's order: destination first; CL of a shift is one) */
     uint8_t mode;        /* enum cpu_mode it was decoded for */
     uint8_t vl;          /* vector length in bytes, 0 if none */
-    uint8_t aux;         /* a row's own: condition code, ALU operation ... set by in_select */
-    struct opnd o[5];
     uint8_t bytes[15];
 };
 

@@ -30,10 +30,8 @@ int vmx_inject(struct cpu *cpu)
     ev.payload = ev.vector == VEC_PF && ev.type == INTR_HARD_EXC ? s->cr2 : 0; /* CR2, DR6 are the hypervisor's to set */
     if (ev.type == INTR_NMI)
         s->interruptibility |= INTR_BLOCK_NMI; /* before delivery: a nested exit shows it */
-    if (ev.type >= INTR_SOFT_INT) {
-        ev.insn_len = v->VM_ENTRY_INSTRUCTION_LEN;
-        s->rip = (s->rip + ev.insn_len) & s->ip_mask; /* cpu_deliver() takes it back on an exit */
-    }
+    if (ev.type >= INTR_SOFT_INT)
+        ev.insn_len = v->VM_ENTRY_INSTRUCTION_LEN; /* cpu_deliver() adds it to the return address */
     s->interruptibility &= ~(INTR_BLOCK_STI | INTR_BLOCK_MOVSS);
     s->activity = ACTIVITY_ACTIVE;
     s->pending_dbg = 0;

@@ -1,0 +1,663 @@
+/* SPDX-License-Identifier: MIT
+ * code.c: decoded code: finding, making, verifying, killing and freeing blocks (code.h). */
+#include "code.h"
+#include <stdlib.h>
+#include <sys/syscall.h>
+
+int in_stale(struct cpu *cpu, const struct insn *in)
+{
+    cpu->counters[CC_smc_stops]++;
+    return CPU_AGAIN;
+}
+
+int in_block_end(struct cpu *cpu, const struct insn *in)
+{
+    return CPU_AGAIN;
+}
+
+/* ---- the lock ---- */
+static void code_lock(struct code_pages *c)
+{
+    for (unsigned tries = 0; atomic_exchange_explicit(&c->lock, 1, memory_order_acquire); tries++) {
+        if (tries < 100) {
+            __asm__ volatile("pause");
+        } else {
+            long ret; /* its holder has no host cpu: no libc here */
+            __asm__ volatile("syscall" : "=a"(ret) : "a"(SYS_sched_yield) : "rcx", "r11", "memory");
+        }
+    }
+}
+
+static void code_unlock(struct code_pages *c)
+{
+    atomic_store_explicit(&c->lock, 0, memory_order_release);
+}
+
+/* ---- finding ---- */
+static unsigned page_slot(hva_t page)
+{
+    return (page >> PAGE_SHIFT) * 0x9e3779b97f4a7c15ull >> 51; /* 13 bits */
+}
+_Static_assert(PAGES_HASH == 1 << 13, "page_slot");
+
+static unsigned bucket_of(hva_t hva)
+{
+    return (hva >> 2 ^ hva >> 7) & (PAGE_BUCKETS - 1);
+}
+
+static struct code_page *page_find(struct code_pages *c, hva_t page)
+{
+    struct code_page *p = atomic_load_explicit(&c->hash[page_slot(page)], memory_order_acquire);
+
+    while (p && p->hva != page)
+        p = atomic_load_explicit(&p->next, memory_order_acquire);
+    return p;
+}
+
+static struct block *block_find(struct code_page *p, hva_t hva, uint32_t key)
+{
+    struct block *b = atomic_load_explicit(&p->bucket[bucket_of(hva)], memory_order_acquire);
+
+    while (b && (b->hva != hva || b->key != key))
+        b = atomic_load_explicit(&b->next, memory_order_acquire);
+    return b;
+}
+
+static struct block **cache_slot(struct cpu *cpu, hva_t hva, uint32_t key)
+{
+    return &cpu->code->cache[(hva ^ hva >> 11 ^ key << 3) & (LOOKUP_CACHE - 1)];
+}
+
+/* ---- killing and freeing ---- */
+/* Take it out. alone: its page lives on, so that links to it must go. */
+static void block_kill(struct code_pages *c, struct code_page *p, struct block *b, bool alone)
+{
+    _Atomic(struct block *) *link = &p->bucket[bucket_of(b->hva)];
+
+    while (*link != b)
+        link = &(*link)->next;
+    *link = b->next;
+    atomic_store(&b->hva, 0);
+    for (unsigned i = 0; i <= b->n; i++)
+        __atomic_store_n(&b->insn[i].fn, in_stale, __ATOMIC_RELEASE);
+    p->nblocks--;
+    /* nothing alive points at it: whoever links it now sees hva 0 afterwards and unlinks it (code_successor) */
+    for (unsigned i = 0; i < PAGE_BUCKETS && alone; i++)
+        for (struct block *o = p->bucket[i]; o; o = o->next)
+            for (unsigned k = 0; k < 2; k++)
+                if (o->succ[k] == b)
+                    atomic_store(&o->succ[k], NULL);
+    atomic_store(&b->next, c->dead); /* readers that stand on b end in the dead list, where no hva matches */
+    c->dead = b;
+    c->bytes -= b->size;
+    c->dead_bytes += b->size;
+}
+
+static void page_kill_blocks(struct code_pages *c, struct code_page *p)
+{
+    for (unsigned i = 0; i < PAGE_BUCKETS; i++)
+        while (p->bucket[i])
+            block_kill(c, p, p->bucket[i], false);
+    p->lines = 0;
+}
+
+static void page_remove(struct code_pages *c, struct code_page *p)
+{
+    _Atomic(struct code_page *) *link = &c->hash[page_slot(p->hva)];
+
+    page_kill_blocks(c, p);
+    atomic_store(&p->state, PAGE_OPEN);
+    while (*link != p)
+        link = &(*link)->next;
+    *link = p->next;
+    p->hva = 0;
+    atomic_store(&p->next, c->dead_pages);
+    c->dead_pages = p;
+    c->bytes -= sizeof(*p);
+    c->dead_bytes += sizeof(*p);
+}
+
+static bool all_have_seen(const struct code_pages *c)
+{
+    for (unsigned i = 0; i < c->ncpus; i++) {
+        const struct code_unit *u = c->cpus[i]->code;
+        if (u->running && u->seen < c->reclaim)
+            return false;
+    }
+    return true;
+}
+
+static void free_chains(struct block *b, struct code_page *p)
+{
+    while (b) {
+        struct block *next = b->next;
+        free(b);
+        b = next;
+    }
+    while (p) {
+        struct code_page *next = p->next;
+        free(p);
+        p = next;
+    }
+}
+
+/* Free what was waiting when every cpu has let go of it; then let the newly dead wait. Not with a live guest FPU. */
+static void code_reap(struct cpu *cpu, struct code_pages *c)
+{
+    struct block *b = NULL;
+    struct code_page *p = NULL;
+
+    code_lock(c);
+    if ((c->waiting || c->waiting_pages) && all_have_seen(c)) {
+        b = c->waiting;
+        p = c->waiting_pages;
+        c->waiting = NULL;
+        c->waiting_pages = NULL;
+    }
+    if (!c->waiting && !c->waiting_pages && c->dead_bytes > CODE_RETIRE) {
+        c->waiting = c->dead;
+        c->waiting_pages = c->dead_pages;
+        c->dead = NULL;
+        c->dead_pages = NULL;
+        c->dead_bytes = 0;
+        atomic_fetch_add(&c->reclaim, 1);
+        for (unsigned i = 0; i < c->ncpus; i++)
+            if (c->cpus[i]->code->running)
+                cpu_attend(c->cpus[i], ATT_UNVERIFY);
+    }
+    code_unlock(c);
+    free_chains(b, p);
+}
+
+static void code_evict_all(struct code_pages *c)
+{
+    code_lock(c);
+    for (unsigned i = 0; i < PAGES_HASH; i++)
+        while (c->hash[i])
+            page_remove(c, c->hash[i]);
+    code_unlock(c);
+}
+
+void code_ack(struct cpu *cpu)
+{
+    struct code_unit *u = cpu->code;
+
+    atomic_fetch_and(&cpu->attention, ~ATT_UNVERIFY);
+    if (u->seen == cpu->domain->code->reclaim)
+        return;
+    u->seen = cpu->domain->code->reclaim; /* read before the cache is emptied: what dies later waits for the next */
+    memset(u->cache, 0, sizeof(u->cache));
+}
+
+void code_run_begin(struct cpu *cpu)
+{
+    atomic_store(&cpu->code->running, true);
+    code_ack(cpu);
+}
+
+void code_run_end(struct cpu *cpu)
+{
+    atomic_store(&cpu->code->running, false);
+}
+
+/* ---- verifying ---- */
+static uint64_t stamp_of(const struct code_pages *c, const struct code_page *p)
+{
+    return atomic_load_explicit(&p->gen, memory_order_acquire) + atomic_load_explicit(&c->gen, memory_order_relaxed);
+}
+
+static inline bool block_fresh(const struct cpu *cpu, const struct block *b)
+{
+    return atomic_load_explicit(&b->verified, memory_order_relaxed) == stamp_of(cpu->domain->code, b->page) &&
+           likely(cpu->s.paging != PAGING_NONE) && likely(!b->page->selfcheck);
+}
+
+/* Memory still holds the block's bytes (false too when it is gone). */
+static bool bytes_same(hva_t hva, const uint8_t *src, unsigned n)
+{
+    uint64_t v;
+    uint8_t byte;
+
+    for (; n >= 8; n -= 8, hva += 8, src += 8)
+        if (host_ld64((void *)hva, &v) || v != *(const uint64_t *)src)
+            return false;
+    for (; n; n--, hva++, src++)
+        if (host_ld8((void *)hva, &byte) || byte != *src)
+            return false;
+    return true;
+}
+
+static bool block_verify(struct cpu *cpu, struct block *b, hva_t hva)
+{
+    struct code_pages *c = cpu->domain->code;
+    const uint64_t stamp = stamp_of(c, b->page);
+
+    if (likely(bytes_same(hva, b->src, b->bytes))) {
+        atomic_store_explicit(&b->verified, stamp, memory_order_relaxed);
+        return true;
+    }
+    cpu->counters[CC_blocks_stale]++;
+    code_lock(c);
+    if (b->hva)
+        block_kill(c, b->page, b, true);
+    code_unlock(c);
+    return false;
+}
+
+/* ---- making ---- */
+/* The page, protected. NULL: no memory. */
+static struct code_page *page_prepare(struct cpu *cpu, hva_t page)
+{
+    struct code_pages *c = cpu->domain->code;
+    struct code_page *p, *fresh = NULL;
+    uint32_t state;
+
+    if (!page_find(c, page))
+        fresh = calloc(1, sizeof(*fresh));
+    code_lock(c);
+    p = page_find(c, page);
+    if (!p && fresh) {
+        p = fresh;
+        fresh = NULL;
+        p->hva = page;
+        p->next = c->hash[page_slot(page)];
+        atomic_store(&c->hash[page_slot(page)], p);
+        c->bytes += sizeof(*p);
+    }
+    if (p) {
+        p->writes = 0;
+        if (p->drops > DROPS_TO_CHECK)
+            p->selfcheck = true;
+        if (p->state == PAGE_OPEN && !p->selfcheck)
+            atomic_store(&p->state, PAGE_PENDING);
+    }
+    code_unlock(c);
+    free(fresh);
+    if (!p || p->state != PAGE_PENDING)
+        return p;
+    /* the bit stands; every cpu gives up its write entries. Another cpu may be waiting for the same: that is harmless */
+    mem_protect_host_page(cpu->domain, cpu, page);
+    state = PAGE_PENDING;
+    atomic_compare_exchange_strong(&p->state, &state, PAGE_PROTECTED);
+    return p;
+}
+
+static bool ends_block(const struct insn *in, bool selfcheck)
+{
+    const uint32_t attrs = op_rows[in->op].attrs;
+
+    if (in->op == OP_INVALID || (attrs & (A_BRANCH | A_SYS)))
+        return true;
+    if (!selfcheck)
+        return false;
+    return (attrs & (A_STRING | A_STACK)) || (in->mem != 0xff && (in->o[in->mem].rw & OPND_W));
+}
+
+/* Decode from buf; *bytes: what the instructions cover. Returns how many; 0: the first crosses the end. */
+static unsigned decode_block(struct cpu *cpu, const uint8_t *buf, unsigned len, bool selfcheck, struct insn *out,
+                             unsigned *bytes)
+{
+    unsigned n = 0, at = 0;
+
+    while (n < BLOCK_INSNS && at < len) {
+        const int result = insn_decode(buf + at, len - at, (enum cpu_mode)cpu->s.mode, &out[n]);
+
+        if (result > 0)
+            break;
+        at += out[n].len;
+        if (ends_block(&out[n++], selfcheck))
+            break;
+    }
+    cpu->counters[CC_insns_decoded] += n;
+    *bytes = n ? at : len;
+    return n;
+}
+
+static struct block *block_alloc(struct code_page *p, uint32_t key, const struct insn *insns, unsigned n,
+                                 const uint8_t *src, unsigned bytes)
+{
+    const size_t size = sizeof(struct block) + (n + 1) * sizeof(struct insn) + bytes;
+    struct block *b = aligned_alloc(64, (size + 63) & ~63ull);
+
+    if (!b)
+        return NULL;
+    memset(b, 0, sizeof(*b));
+    b->key = key;
+    b->n = n;
+    b->bytes = bytes;
+    b->page = p;
+    b->size = (size + 63) & ~63ull;
+    memcpy(b->insn, insns, n * sizeof(*insns));
+    memset(&b->insn[n], 0, sizeof(b->insn[n]));
+    b->insn[n].fn = in_block_end;
+    b->src = (uint8_t *)&b->insn[n + 1];
+    memcpy(b->src, src, bytes);
+    return b;
+}
+
+static uint64_t lines_of(hva_t hva, unsigned size)
+{
+    const unsigned first = (hva & ~PAGE_MASK) >> 6, last = ((hva & ~PAGE_MASK) + size - 1) >> 6;
+
+    return (~0ull << first) & (~0ull >> (63 - (last > 63 ? 63 : last)));
+}
+
+/* Insert, unless the page was written, dropped or removed since seq was read. */
+static bool block_publish(struct code_pages *c, struct code_page *p, struct block *b, hva_t hva, uint64_t seq)
+{
+    bool ok;
+
+    code_lock(c);
+    ok = p->hva && p->write_seq == seq && (p->state == PAGE_PROTECTED || p->selfcheck) && !block_find(p, hva, b->key);
+    if (ok) {
+        const unsigned k = bucket_of(hva);
+
+        b->hva = hva;
+        b->next = p->bucket[k];
+        atomic_store(&p->bucket[k], b);
+        p->nblocks++;
+        p->lines |= lines_of(hva, b->bytes);
+        c->bytes += b->size;
+    }
+    code_unlock(c);
+    return ok;
+}
+
+/* Decode the block at hva. NULL: try again, or (*failed) run by bytes. */
+static struct block *block_make(struct cpu *cpu, hva_t hva, uint32_t key, bool *failed)
+{
+    struct code_pages *c = cpu->domain->code;
+    const unsigned room = PAGE_SIZE - (hva & ~PAGE_MASK);
+    struct insn insns[BLOCK_INSNS];
+    uint8_t buf[BLOCK_INSNS * 15];
+    const unsigned len = room < sizeof(buf) ? room : sizeof(buf);
+    struct code_page *p;
+    struct block *b;
+    unsigned n, bytes;
+    uint64_t seq, stamp;
+
+    *failed = false;
+    host_fpu_save(cpu);
+    if (unlikely(c->bytes > CODE_LIMIT))
+        code_evict_all(c);
+    code_reap(cpu, c);
+    p = page_prepare(cpu, hva & PAGE_MASK);
+    if (p) {
+        stamp = stamp_of(c, p);
+        seq = atomic_load(&p->write_seq);
+        if (host_copy(buf, (void *)hva, len)) {
+            *failed = true;
+            return NULL;
+        }
+        n = decode_block(cpu, buf, len, p->selfcheck, insns, &bytes);
+        b = block_alloc(p, key, insns, n, buf, bytes);
+    }
+    if (!p || !b) {
+        *failed = true;
+        return NULL;
+    }
+    b->verified = stamp;
+    cpu->counters[CC_blocks_decoded]++;
+    if (block_publish(c, p, b, hva, seq))
+        return b;
+    free(b);
+    return NULL;
+}
+
+/* ---- look-up ---- */
+/* rip is a linear address in 64-bit mode; else it is an offset in CS, checked against the limit. */
+static int linear_rip(struct cpu *cpu, gva_t *gva)
+{
+    const struct cpu_state *s = &cpu->s;
+
+    if (likely(s->mode == MODE_64)) {
+        *gva = s->rip;
+        return likely(cpu_canonical(s->rip)) ? CPU_OK : cpu_raise_err(cpu, VEC_GP, 0);
+    }
+    *gva = (uint32_t)(s->seg[SEG_CS].base + s->rip);
+    return likely(s->rip <= s->seg[SEG_CS].limit) ? CPU_OK : cpu_raise_err(cpu, VEC_GP, 0);
+}
+
+static int lookup_slow(struct cpu *cpu, hva_t hva, uint32_t key, struct block **found)
+{
+    struct code_page *p = page_find(cpu->domain->code, hva & PAGE_MASK);
+    struct block *b = p ? block_find(p, hva, key) : NULL;
+
+    if (b && !block_fresh(cpu, b) && !block_verify(cpu, b, hva))
+        b = NULL;
+    for (unsigned tries = 0; !b && tries < 4; tries++) {
+        bool failed;
+
+        b = block_make(cpu, hva, key, &failed);
+        if (failed)
+            break;
+    }
+    if (b)
+        *cache_slot(cpu, hva, key) = b;
+    *found = b;
+    return CPU_OK;
+}
+
+int code_lookup(struct cpu *cpu, struct block **found)
+{
+    const uint32_t key = cpu->s.insn_key;
+    struct block *b;
+    hva_t hva;
+    gva_t gva;
+    int st = linear_rip(cpu, &gva);
+
+    cpu->counters[CC_block_lookups]++;
+    if (likely(st == CPU_OK))
+        st = mem_exec_page(cpu, gva, &hva);
+    if (unlikely(st != CPU_OK))
+        return st;
+    hva |= gva & ~PAGE_MASK;
+    b = *cache_slot(cpu, hva, key);
+    if (unlikely(!b) || unlikely(b->hva != hva) || unlikely(b->key != key) || unlikely(!block_fresh(cpu, b)))
+        lookup_slow(cpu, hva, key, &b);
+    if (b && unlikely(!b->n))
+        b = NULL;
+    /* the limit cuts the block: instruction by instruction */
+    if (b && unlikely(cpu->s.mode != MODE_64) && cpu->s.rip + b->bytes - 1 > cpu->s.seg[SEG_CS].limit)
+        b = NULL;
+    *found = b;
+    return CPU_OK;
+}
+
+struct block *code_successor(struct cpu *cpu, struct block *b, gva_t page_gva)
+{
+    const gva_t rip = cpu->s.rip;
+    const hva_t want = b->page->hva | (rip & ~PAGE_MASK);
+    struct block *t;
+
+    if ((rip & PAGE_MASK) != page_gva || cpu->s.insn_key != b->key || cpu->s.mode != MODE_64)
+        return NULL;
+    for (unsigned i = 0; i < 2; i++) {
+        t = atomic_load_explicit(&b->succ[i], memory_order_acquire);
+        if (t && t->hva == want && likely(block_fresh(cpu, t)))
+            return t;
+    }
+    t = block_find(b->page, want, b->key);
+    if (!t || !t->n || !block_fresh(cpu, t))
+        return NULL;
+    atomic_store(&b->succ[b->rotate++ & 1], t);
+    if (unlikely(!t->hva)) { /* killed meanwhile: its killer may have looked here before */
+        atomic_store(&b->succ[(b->rotate - 1) & 1], NULL);
+        return NULL;
+    }
+    return t;
+}
+
+/* ---- by bytes ---- */
+static struct insn *memo_slot(struct cpu *cpu, const uint8_t *bytes)
+{
+    const uint64_t head = *(const uint32_t *)bytes ^ (uint64_t)cpu->s.mode << 32;
+
+    return &cpu->code->memo[head * 0x9e3779b97f4a7c15ull >> 56];
+}
+_Static_assert(MEMO == 256, "memo_slot");
+
+int code_single(struct cpu *cpu, const struct insn **found)
+{
+    uint8_t bytes[16] = { 0 };
+    struct insn *in;
+    unsigned got;
+    gva_t gva;
+    hva_t page;
+    int st = linear_rip(cpu, &gva);
+
+    if (st == CPU_OK)
+        st = mem_fetch(cpu, gva, bytes, 15, &got);
+    if (st != CPU_OK)
+        return st;
+    in = memo_slot(cpu, bytes);
+    if (!in->fn || in->mode != cpu->s.mode || in->len > got || memcmp(in->bytes, bytes, in->len)) {
+        host_fpu_save(cpu);
+        cpu->counters[CC_insns_decoded]++;
+        if (insn_decode(bytes, got, (enum cpu_mode)cpu->s.mode, in) > 0) {
+            in->fn = NULL; /* the rest lies in a page that cannot be fetched from: its fault */
+            st = mem_exec_page(cpu, cpu->s.mode == MODE_64 ? gva + got : (uint32_t)(gva + got), &page);
+            return st == CPU_OK ? CPU_AGAIN : st;
+        }
+    }
+    *found = in;
+    if (unlikely(cpu->s.mode != MODE_64) && cpu->s.rip + in->len - 1 > cpu->s.seg[SEG_CS].limit)
+        return cpu_raise_err(cpu, VEC_GP, 0);
+    return CPU_OK;
+}
+
+/* ---- what mem.c and others tell ---- */
+/* Callers need not be in the run loop, where pages cannot be freed: they take the lock. */
+bool code_page_present(struct cpu_domain *d, hva_t page)
+{
+    struct code_pages *c = d->code;
+    const struct code_page *p;
+    bool present;
+
+    code_lock(c);
+    p = page_find(c, page & PAGE_MASK);
+    present = p && p->state != PAGE_OPEN;
+    code_unlock(c);
+    return present;
+}
+
+/* Blocks that the write overlaps die. A page whose blocks are gone, or that is written again and again, is opened. */
+static void page_written(struct code_pages *c, struct code_page *p, hva_t hva, unsigned size)
+{
+    p->write_seq++;
+    p->writes++;
+    if (p->lines & lines_of(hva, size)) {
+        for (unsigned i = 0; i < PAGE_BUCKETS; i++) {
+            struct block *next;
+
+            for (struct block *b = p->bucket[i]; b; b = next) {
+                next = b->next;
+                if (b->hva < hva + size && hva < b->hva + b->bytes)
+                    block_kill(c, p, b, true);
+            }
+        }
+    }
+    if (p->nblocks && p->writes <= WRITES_TO_DROP)
+        return;
+    page_kill_blocks(c, p);
+    p->drops++;
+    p->writes = 0;
+    atomic_store(&p->state, PAGE_OPEN);
+}
+
+void code_written(struct cpu *cpu, hva_t hva, unsigned size)
+{
+    struct code_pages *c = cpu->domain->code;
+    struct code_page *p;
+
+    cpu->counters[CC_code_writes]++;
+    code_lock(c);
+    p = page_find(c, hva & PAGE_MASK);
+    if (p && p->state != PAGE_OPEN)
+        page_written(c, p, hva, size);
+    code_unlock(c);
+}
+
+void code_page_filled(struct cpu *cpu, gva_t gva, hva_t page)
+{
+    struct code_pages *c = cpu->domain->code;
+    struct code_page *p;
+
+    code_lock(c);
+    p = page_find(c, page);
+    if (p)
+        p->gen++;
+    code_unlock(c);
+}
+
+void cpu_code_unverify(struct cpu *cpu)
+{
+    atomic_fetch_add(&cpu->domain->code->gen, 1);
+}
+
+/* The caller's host memory goes away: called outside of guest mode, after all cpus passed a safepoint. */
+void code_drop_host_range(struct cpu_domain *d, hva_t hva, size_t size)
+{
+    struct code_pages *c = d->code;
+
+    code_lock(c);
+    for (unsigned i = 0; i < PAGES_HASH; i++) {
+        struct code_page *next;
+
+        for (struct code_page *p = c->hash[i]; p; p = next) {
+            next = p->next;
+            if (p->hva - (hva & PAGE_MASK) < size + (hva & ~PAGE_MASK))
+                page_remove(c, p);
+        }
+    }
+    code_unlock(c);
+}
+
+/* ---- making and destroying ---- */
+int code_domain_init(struct cpu_domain *d)
+{
+    d->code = calloc(1, sizeof(*d->code));
+    return d->code ? 0 : -1;
+}
+
+void code_domain_destroy(struct cpu_domain *d)
+{
+    if (!d->code)
+        return;
+    code_evict_all(d->code);
+    free_chains(d->code->dead, d->code->dead_pages);
+    free_chains(d->code->waiting, d->code->waiting_pages);
+    free(d->code);
+    d->code = NULL;
+}
+
+int code_cpu_init(struct cpu *cpu)
+{
+    struct code_pages *c = cpu->domain->code;
+
+    cpu->code = calloc(1, sizeof(*cpu->code));
+    if (!cpu->code)
+        return -1;
+    code_lock(c);
+    if (c->ncpus < CPU_MAX)
+        c->cpus[c->ncpus++] = cpu;
+    code_unlock(c);
+    return 0;
+}
+
+void code_cpu_destroy(struct cpu *cpu)
+{
+    struct code_pages *c = cpu->domain->code;
+
+    if (!cpu->code)
+        return;
+    code_lock(c);
+    for (unsigned i = 0; i < c->ncpus; i++)
+        if (c->cpus[i] == cpu) {
+            c->cpus[i] = c->cpus[--c->ncpus];
+            break;
+        }
+    code_unlock(c);
+    free(cpu->code);
+    cpu->code = NULL;
+}
