@@ -289,7 +289,8 @@ static enum emul run(struct cpu *cpu, const struct emul_ops *ops, void *opaque, 
     vmx_load_guest_state(cpu);
     mem_guest_enter(cpu);
     cpu->emul = e;
-    tlb_select(cpu);
+    if (vmx_vpid(cpu) == 0) /* entries and exits flush: nothing may be left of another guest state */
+        tlb_flush(cpu, TLB_VPID, 0, 0, 0);
     cpu->data_hits = 0;
     shadow = cpu->s.interruptibility;
     tf = cpu->s.rflags_sys & F_TF;
@@ -364,12 +365,13 @@ int cpu_translate(struct cpu *cpu, gva_t gva, enum acc acc, gpa_t *gpa, struct c
     int st;
 
     vmx_load_guest_state(cpu);
-    tlb_select(cpu);
     if (!cpu_canonical(gva)) {
         *fault = (struct cpu_exception){.vector = VEC_GP, .has_error = true};
         return -1;
     }
+    mem_guest_enter(cpu);
     st = mem_walk(cpu, gva, acc, cpu->s.acc_mode, WALK_NO_AD | WALK_QUIET, &x, &error);
+    mem_guest_leave(cpu);
     if (st != CPU_OK) {
         *fault = (struct cpu_exception){.vector = VEC_PF, .has_error = true, .error = error, .payload = gva};
         return -1;

@@ -247,7 +247,7 @@ static int walk_finish(struct walk *w, uint64_t leaf)
     return CPU_OK;
 }
 
-static bool entry_reserved(const struct walk *w, uint64_t e, int level, bool leaf)
+static bool entry_reserved(const struct walk *w, uint64_t e, int level)
 {
     const struct cpu *cpu = w->cpu;
 
@@ -293,7 +293,7 @@ static int walk_64(struct walk *w, gpa_t table, int level)
         leaf = level == 0 || (e & PTE_PS);
         if (!(e & PTE_P))
             return walk_fault(w, 0);
-        if (entry_reserved(w, e, level, leaf))
+        if (entry_reserved(w, e, level))
             return walk_fault(w, PF_P | PF_RS);
         w->above = w->wperms;
         combine(w, e);
@@ -438,7 +438,7 @@ int mem_walk(struct cpu *cpu, gva_t gva, unsigned acc, enum acc_mode am, unsigne
              uint32_t *error)
 {
     struct walk w = {.cpu = cpu, .m = cpu->mem, .gva = gva, .acc = acc & 7u, .flags = flags, .am = am};
-    int st = walk_form(&w, true);
+    int st = walk_form(&w, !(flags & WALK_QUIET)); /* quiet: what the tables say now */
 
     while (st == CPU_AGAIN)
         st = walk_form(&w, false);
