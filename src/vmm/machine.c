@@ -17,6 +17,7 @@ static const struct device_row machine_devices[] = {
     {&rtc_type, PIO, 0x70, 2, 8},
     {&i8042_type, PIO, 0x60, 5, -1},
     {&reset_type, PIO, 0xcf9, 1, -1},
+    {&pci_host_type, PIO, 0xcf8, 8, -1}, /* after the reset port: it is a byte inside */
     {&acpi_pm_type, PIO, PM_BASE, 12, SCI_IRQ},
     {&debugcon_type, PIO, 0xe9, 1, -1},
 };

@@ -165,6 +165,7 @@ void console_room(void); /* the serial port can take input again */
 /* serial.c */
 unsigned serial_can_receive(struct device *);         /* bytes that the guest can take now */
 void serial_receive(struct device *, const uint8_t *, unsigned n);
-extern const struct device_type serial_type, rtc_type, i8042_type, acpi_pm_type, reset_type, debugcon_type;
+extern const struct device_type serial_type, rtc_type, i8042_type, acpi_pm_type, reset_type, debugcon_type,
+    pci_host_type;
 
 #endif
