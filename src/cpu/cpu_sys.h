@@ -80,6 +80,7 @@ static inline bool long_mode(const struct cpu *cpu)
 }
 
 /* ---- seg.c ---- */
+bool seg_in_table(const struct cpu *, uint16_t sel, unsigned size); /* the descriptor lies within its table's limit */
 /* 8 bytes of the descriptor table; CPU_FAULT with vector and the selector as error code where it is beyond the limit.
  */
 int seg_read_desc8(struct cpu *, uint16_t sel, uint64_t *desc, unsigned vector);

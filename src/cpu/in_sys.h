@@ -1,6 +1,6 @@
 /* SPDX-License-Identifier: MIT
- * in_sys.h: forms of MOV, PUSH, POP, JMP, CALL and RET that belong to the system instructions: in_select() picks them by
- * operand kinds; their mnemonics' rows are in ops_int.def. */
+ * in_sys.h: forms of MOV, PUSH, POP, JMP, CALL and RET that belong to the system instructions: in_select() picks them
+ * by operand kinds; their mnemonics' rows are in ops_int.def. */
 #ifndef CPU_IN_SYS_H
 #define CPU_IN_SYS_H
 

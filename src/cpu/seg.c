@@ -32,16 +32,20 @@ int seg_error(struct cpu *cpu, unsigned vector, uint16_t sel)
 }
 
 /* ---- descriptor tables ---- */
-static int desc_linear(struct cpu *cpu, uint16_t sel, unsigned size, unsigned vector, gva_t *gva)
+bool seg_in_table(const struct cpu *cpu, uint16_t sel, unsigned size)
 {
     const struct cpu_state *s = &cpu->s;
     const bool local = sel & 4;
-    const uint64_t base = local ? s->ldtr.base : s->gdtr.base;
-    const uint32_t limit = local ? s->ldtr.limit : s->gdtr.limit;
 
-    if ((local && (s->ldtr.attr & AR_UNUSABLE)) || (sel & ~7u) + size - 1 > limit)
+    return !(local && (s->ldtr.attr & AR_UNUSABLE)) &&
+           (sel & ~7u) + size - 1 <= (local ? s->ldtr.limit : s->gdtr.limit);
+}
+
+static int desc_linear(struct cpu *cpu, uint16_t sel, unsigned size, unsigned vector, gva_t *gva)
+{
+    if (!seg_in_table(cpu, sel, size))
         return seg_error(cpu, vector, sel);
-    *gva = base + (sel & ~7u);
+    *gva = (sel & 4 ? cpu->s.ldtr.base : cpu->s.gdtr.base) + (sel & ~7u);
     if (!long_mode(cpu))
         *gva = (uint32_t)*gva;
     return CPU_OK;

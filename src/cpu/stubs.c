@@ -12,12 +12,3 @@ int puts(const char *);
         puts("not there yet: " #name);                                                                                 \
         abort();                                                                                                       \
     }
-STUB(in_hlt)
-STUB(in_mov_sreg)
-STUB(in_mov_cr)
-STUB(in_mov_dr)
-STUB(in_push_sreg)
-STUB(in_pop_sreg)
-STUB(in_jmp_far)
-STUB(in_call_far)
-STUB(in_ret_far)
