@@ -30,7 +30,7 @@ typedef uint64_t gfn_t;
 #define KVM_MAX_VCPUS         288
 #define KVM_SOFT_MAX_VCPUS    64
 #define KVM_MAX_VCPU_IDS      1024
-#define KVM_USER_MEM_SLOTS    509
+#define KVM_USER_MEM_SLOTS    32764
 #define KVM_ADDRESS_SPACE_NUM 1
 #define KVM_MAX_CPUID_ENTRIES 256
 #define KVM_VCPU_MMAP_PAGES   3 /* struct kvm_run, PIO data, coalesced ring; the dirty ring follows from page 64 */
@@ -55,10 +55,11 @@ struct kvm_memory_slot {
     unsigned long *dirty_bitmap; /* atomic bits; NULL when not logged */
     _Atomic uint8_t populate;    /* enum slot_populate (mmu.c): may pages be made in runs? 0: not asked yet */
 };
-struct kvm_memslots { /* immutable once published; swapped by pointer, freed after cpu_epoch_wait() */
+struct kvm_memslots { /* immutable once published; swapped by pointer, freed when no reader of kvm->srcu is left */
     uint64_t generation;
     unsigned used;
-    struct kvm_memory_slot *slot[KVM_USER_MEM_SLOTS + 3]; /* sorted by base_gfn */
+    _Atomic unsigned last;          /* index of the slot that was found last: a hint */
+    struct kvm_memory_slot *slot[]; /* sorted by base_gfn */
 };
 struct kvm;
 struct kvm_vcpu;
@@ -75,7 +76,7 @@ int kvm_write_guest(struct kvm *, gpa_t, const void *data, size_t len);
 enum kvm_request {
     KVM_REQ_TLB_FLUSH, KVM_REQ_EVENT, KVM_REQ_NMI, KVM_REQ_TRIPLE_FAULT, KVM_REQ_CLOCK_UPDATE, KVM_REQ_MMU_RELOAD,
     KVM_REQ_UNBLOCK, KVM_REQ_STEAL_UPDATE, KVM_REQ_SCAN_IOAPIC, KVM_REQ_IOAPIC_EOI_EXIT, KVM_REQ_SMI,
-    KVM_REQ_GLOBAL_CLOCK_UPDATE, KVM_REQ_VM_DEAD, KVM_REQ_COUNT
+    KVM_REQ_GLOBAL_CLOCK_UPDATE, KVM_REQ_VM_DEAD, KVM_REQ_MSR_FILTER_CHANGED, KVM_REQ_COUNT
 };
 void kvm_make_request(int req, struct kvm_vcpu *);   /* no kick */
 bool kvm_check_request(int req, struct kvm_vcpu *);  /* tests and clears */
@@ -148,6 +149,8 @@ struct kvm_vcpu_arch {
         unsigned len;
     } mmio;
     bool user_msr_pending, user_msr_read;
+    bool pv_cpuid_enforce;          /* KVM_CAP_ENFORCE_PV_FEATURE_CPUID */
+    bool has_run;                   /* KVM_RUN was called: CPUID is fixed */
     bool tpr_access_reporting;
     uint64_t vapic_addr;
     unsigned pending_extint;       /* KVM_INTERRUPT with a split irqchip: vector + 1 */
@@ -182,7 +185,7 @@ struct kvm_arch {
     _Atomic int nr_irqs_reserved;
     uint64_t ept_root;              /* hva of the PML4 page (mmu.c) */
     pthread_mutex_t mmu_lock;
-    uint64_t tss_addr, identity_map_addr;
+    uint64_t tss_addr, identity_map_addr, n_max_mmu_pages;
     int bsp_vcpu_id;
     uint64_t default_tsc_khz;
     /* master clock (pvclock.c): kvmclock = kvmclock_offset + master_kernel_ns + ticks since master_cycle_now; one pair
@@ -194,9 +197,10 @@ struct kvm_arch {
     size_t mmu_pages, mmu_chunks;   /* EPT tables in use, and what holds them */
     void **mmu_chunk;
     uint32_t disabled_exits;
-    bool x2apic_format, guest_can_read_msr_platform_info, exception_payload_enabled, triple_fault_event;
+    bool x2apic_format, x2apic_broadcast_quirk_disabled, guest_can_read_msr_platform_info;
+    bool exception_payload_enabled, triple_fault_event;
     uint32_t user_space_msr_mask;
-    struct kvm_msr_filter *msr_filter;
+    _Atomic(struct kvm_msr_filter_set *) msr_filter;
     uint32_t max_vcpu_ids;
     bool bus_lock_exit, notify_vmexit;
 };
@@ -221,7 +225,7 @@ struct kvm {
     struct kvm_coalesced *coalesced;                /* coalesced_mmio.c */
     struct kvm_eventfds *eventfds;                  /* eventfd.c */
     _Atomic(struct ktimer_thread *) timers;                  /* one thread, lazy (ktimer.c) */
-    bool manual_dirty_log_protect;
+    bool manual_dirty_log_protect, dirty_log_initially_set;
     uint32_t dirty_ring_size;
     _Atomic bool vm_bugged;
     struct kvm_arch arch;
@@ -234,6 +238,9 @@ static inline struct kvm_vcpu *kvm_get_vcpu(struct kvm *kvm, int i)
 }
 struct kvm_vcpu *kvm_get_vcpu_by_id(struct kvm *, int id);
 struct kvm_vcpu *kvm_get_running_vcpu(void); /* of this thread, or NULL */
+/* kvm_main.c: the calling thread runs the vCPU from now on: its VMCS is current. Around each vCPU ioctl. */
+void vcpu_load(struct kvm_vcpu *);
+void vcpu_put(struct kvm_vcpu *);
 #define kvm_for_each_vcpu(i, v, kvm)                                                                                   \
     for ((i) = 0; (i) < atomic_load(&(kvm)->online_vcpus) && ((v) = (kvm)->vcpus[i]) != NULL; (i)++)
 
@@ -271,7 +278,10 @@ int x86_emulate_instruction(struct kvm_vcpu *, gpa_t mmio_gpa);
 /* msr.c: 0, 1 = #GP (guest) / not taken (ioctl) */
 int kvm_get_msr(struct kvm_vcpu *, uint32_t index, uint64_t *data, bool host_initiated);
 int kvm_set_msr(struct kvm_vcpu *, uint32_t index, uint64_t data, bool host_initiated);
+void kvm_msr_vcpu_init(struct kvm_vcpu *);
+bool kvm_msr_allowed(struct kvm *, uint32_t index, bool write); /* KVM_X86_SET_MSR_FILTER */
 /* cpuid.c */
+bool kvm_guest_vendor_amd(struct kvm_vcpu *);
 bool kvm_cpuid(struct kvm_vcpu *, uint32_t *eax, uint32_t *ebx, uint32_t *ecx, uint32_t *edx);
 struct kvm_cpuid_entry2 *kvm_find_cpuid_entry(struct kvm_vcpu *, uint32_t function, uint32_t index);
 int kvm_vcpu_ioctl_set_cpuid2(struct kvm_vcpu *, const struct kvm_cpuid_entry2 *, int nent);

@@ -1,0 +1,449 @@
+/* SPDX-License-Identifier: MIT
+ * kvm_memslots.c: guest-physical memory: slots, the dirty log, KVM's own accesses.
+ *
+ * The array of slots is immutable: a change publishes a new one. Readers outside of guest mode are in a section of
+ * kvm->srcu; the processor's cached translations go by kvm_mmu_zap_slot(), which waits for the vCPUs in guest mode. So
+ * for a slot that goes: publish without it, wait for the readers, drop the EPT entries, free. Writers hold slots_lock. */
+#include <errno.h>
+#include <stdlib.h>
+#include <string.h>
+#include "ioctl.h"
+
+#define KVM_MEM_MAX_NR_PAGES ((1ull << 31) - 1)
+#define USER_SPACE_END       ((1ull << 47) - PAGE_SIZE)
+#define LONG_BITS            64
+#define KVM_MAX_GFN          ((1ull << (52 - PAGE_SHIFT)) - 1)
+
+static size_t bitmap_bytes(uint64_t npages)
+{
+    return (size_t)((npages + LONG_BITS - 1) / LONG_BITS * sizeof(unsigned long));
+}
+
+/* ---- look-up ---- */
+struct kvm_memory_slot *gfn_to_memslot(struct kvm *kvm, gfn_t gfn)
+{
+    struct kvm_memslots *slots = atomic_load_explicit(&kvm->memslots, memory_order_acquire);
+    unsigned lo = 0, hi = slots->used, hint = atomic_load_explicit(&slots->last, memory_order_relaxed);
+    struct kvm_memory_slot *s;
+
+    if (hint < hi && gfn - slots->slot[hint]->base_gfn < slots->slot[hint]->npages)
+        return slots->slot[hint];
+    while (lo < hi) { /* the first slot that begins above gfn */
+        const unsigned mid = (lo + hi) / 2;
+
+        if (slots->slot[mid]->base_gfn <= gfn)
+            lo = mid + 1;
+        else
+            hi = mid;
+    }
+    if (!lo)
+        return NULL;
+    s = slots->slot[lo - 1];
+    if (gfn - s->base_gfn >= s->npages)
+        return NULL;
+    atomic_store_explicit(&slots->last, lo - 1, memory_order_relaxed);
+    return s;
+}
+
+struct kvm_memory_slot *id_to_memslot(struct kvm *kvm, unsigned id)
+{
+    struct kvm_memslots *slots = atomic_load_explicit(&kvm->memslots, memory_order_acquire);
+    unsigned i;
+
+    for (i = 0; i < slots->used; i++)
+        if (slots->slot[i]->id == id)
+            return slots->slot[i];
+    return NULL;
+}
+
+hva_t gfn_to_hva(struct kvm *kvm, gfn_t gfn)
+{
+    const struct kvm_memory_slot *s = gfn_to_memslot(kvm, gfn);
+
+    return s ? s->userspace_addr + ((gfn - s->base_gfn) << PAGE_SHIFT) : 0;
+}
+
+static _Atomic unsigned long *bitmap_word(const struct kvm_memory_slot *s, uint64_t page)
+{
+    return (_Atomic unsigned long *)&s->dirty_bitmap[page / LONG_BITS];
+}
+
+void mark_page_dirty(struct kvm *kvm, gfn_t gfn)
+{
+    const struct kvm_memory_slot *s = gfn_to_memslot(kvm, gfn);
+    const uint64_t page = s ? gfn - s->base_gfn : 0;
+    const unsigned long bit = 1ul << page % LONG_BITS;
+
+    if (s && s->dirty_bitmap && !(atomic_load(bitmap_word(s, page)) & bit))
+        atomic_fetch_or(bitmap_word(s, page), bit);
+}
+
+/* ---- KVM's own accesses ---- */
+static int access_page(struct kvm *kvm, gpa_t gpa, void *data, size_t len, bool write)
+{
+    const struct kvm_memory_slot *s = gfn_to_memslot(kvm, gpa >> PAGE_SHIFT);
+    hva_t hva;
+    int r;
+
+    if (!s || (write && (s->flags & KVM_MEM_READONLY)))
+        return -EFAULT;
+    hva = s->userspace_addr + (gpa - (s->base_gfn << PAGE_SHIFT));
+    r = write ? os_copy_to_user((void *)hva, data, len) : os_copy_from_user(data, (const void *)hva, len);
+    if (!r && write)
+        mark_page_dirty(kvm, gpa >> PAGE_SHIFT);
+    return r;
+}
+
+static int access_guest(struct kvm *kvm, gpa_t gpa, void *data, size_t len, bool write)
+{
+    const unsigned token = srcu_read_lock(&kvm->srcu);
+    char *p = data;
+    int r = 0;
+
+    while (len && !r) {
+        size_t n = PAGE_SIZE - (gpa & ~PAGE_MASK);
+
+        n = n < len ? n : len;
+        r = access_page(kvm, gpa, p, n, write);
+        gpa += n;
+        p += n;
+        len -= n;
+    }
+    srcu_read_unlock(&kvm->srcu, token);
+    return r;
+}
+
+int kvm_read_guest(struct kvm *kvm, gpa_t gpa, void *data, size_t len)
+{
+    return access_guest(kvm, gpa, data, len, false);
+}
+
+int kvm_write_guest(struct kvm *kvm, gpa_t gpa, const void *data, size_t len)
+{
+    return access_guest(kvm, gpa, (void *)data, len, true);
+}
+
+/* ---- slots and arrays ---- */
+static void slot_free(struct kvm_memory_slot *s, const struct kvm_memory_slot *heir)
+{
+    if (!s)
+        return;
+    if (!heir || heir->dirty_bitmap != s->dirty_bitmap)
+        free(s->dirty_bitmap);
+    free(s);
+}
+
+static struct kvm_memslots *slots_alloc(unsigned room)
+{
+    return calloc(1, sizeof(struct kvm_memslots) + room * sizeof(struct kvm_memory_slot *));
+}
+
+/* A copy of the array without `gone` and with `added`, both may be NULL. */
+static struct kvm_memslots *slots_changed(const struct kvm_memslots *old, const struct kvm_memory_slot *gone,
+                                          struct kvm_memory_slot *added)
+{
+    struct kvm_memslots *new = slots_alloc(old->used + 1);
+    unsigned i, n = 0;
+
+    if (!new)
+        return NULL;
+    for (i = 0; i < old->used; i++) {
+        if (old->slot[i] == gone)
+            continue;
+        if (added && added->base_gfn < old->slot[i]->base_gfn) {
+            new->slot[n++] = added;
+            added = NULL;
+        }
+        new->slot[n++] = old->slot[i];
+    }
+    if (added)
+        new->slot[n++] = added;
+    new->used = n;
+    new->generation = old->generation + 1;
+    return new;
+}
+
+/* No thread uses the old array when this returns; it is freed. */
+static void publish(struct kvm *kvm, struct kvm_memslots *new)
+{
+    struct kvm_memslots *old = atomic_exchange(&kvm->memslots, new);
+
+    srcu_synchronize(&kvm->srcu);
+    free(old);
+}
+
+int kvm_memslots_init(struct kvm *kvm)
+{
+    struct kvm_memslots *none = slots_alloc(0);
+
+    atomic_store(&kvm->memslots, none);
+    return none ? 0 : -ENOMEM;
+}
+
+void kvm_memslots_free(struct kvm *kvm)
+{
+    struct kvm_memslots *slots = atomic_load(&kvm->memslots);
+    unsigned i;
+
+    for (i = 0; i < slots->used; i++)
+        slot_free(slots->slot[i], NULL);
+    free(slots);
+}
+
+/* ---- KVM_SET_USER_MEMORY_REGION ---- */
+static bool bad_user_range(uint64_t start, uint64_t size)
+{
+    return start + size < start || start + size > USER_SPACE_END;
+}
+
+/* The order of the checks is Linux's (api.rst 4.35). */
+static int check_region(const struct kvm_userspace_memory_region *m)
+{
+    const unsigned as_id = m->slot >> 16, id = m->slot & 0xffff;
+
+    if (id >= KVM_USER_MEM_SLOTS)
+        return because(-EINVAL, "slot %u, there are %u", id, KVM_USER_MEM_SLOTS);
+    if (m->flags & ~(KVM_MEM_LOG_DIRTY_PAGES | KVM_MEM_READONLY))
+        return because(-EINVAL, "slot %u: unknown flags 0x%x", id, m->flags);
+    if (m->memory_size & ~PAGE_MASK)
+        return because(-EINVAL, "slot %u: size 0x%llx is not a multiple of the page size", id, m->memory_size);
+    if (m->guest_phys_addr & ~PAGE_MASK)
+        return because(-EINVAL, "slot %u: guest address 0x%llx is not page aligned", id, m->guest_phys_addr);
+    if ((m->userspace_addr & ~PAGE_MASK) || bad_user_range(m->userspace_addr, m->memory_size))
+        return because(-EINVAL, "slot %u: user address 0x%llx, size 0x%llx", id, m->userspace_addr, m->memory_size);
+    if (as_id >= KVM_ADDRESS_SPACE_NUM)
+        return because(-EINVAL, "slot %u: address space %u, there is one", id, as_id);
+    if (m->guest_phys_addr + m->memory_size < m->guest_phys_addr)
+        return because(-EINVAL, "slot %u: 0x%llx + 0x%llx wraps", id, m->guest_phys_addr, m->memory_size);
+    if (m->memory_size >> PAGE_SHIFT > KVM_MEM_MAX_NR_PAGES)
+        return because(-EINVAL, "slot %u: 0x%llx bytes are too many", id, m->memory_size);
+    return 0;
+}
+
+static const struct kvm_memory_slot *overlapping(const struct kvm_memslots *slots, const struct kvm_memory_slot *but,
+                                                 gfn_t base, uint64_t npages)
+{
+    unsigned i;
+
+    for (i = 0; i < slots->used; i++) {
+        const struct kvm_memory_slot *s = slots->slot[i];
+
+        if (s != but && base < s->base_gfn + s->npages && s->base_gfn < base + npages)
+            return s;
+    }
+    return NULL;
+}
+
+static int delete_slot(struct kvm *kvm, struct kvm_memory_slot *old)
+{
+    struct kvm_memslots *without = slots_changed(atomic_load(&kvm->memslots), old, NULL);
+
+    if (!without)
+        return -ENOMEM;
+    publish(kvm, without);
+    kvm_mmu_zap_slot(kvm, old);
+    slot_free(old, NULL);
+    return 0;
+}
+
+static struct kvm_memory_slot *slot_new(struct kvm *kvm, const struct kvm_userspace_memory_region *m,
+                                        const struct kvm_memory_slot *same_pages)
+{
+    struct kvm_memory_slot *s = calloc(1, sizeof(*s));
+
+    if (!s)
+        return NULL;
+    s->base_gfn = m->guest_phys_addr >> PAGE_SHIFT;
+    s->npages = m->memory_size >> PAGE_SHIFT;
+    s->userspace_addr = m->userspace_addr;
+    s->flags = m->flags;
+    s->id = m->slot & 0xffff;
+    s->as_id = (uint16_t)(m->slot >> 16);
+    if (same_pages)
+        atomic_init(&s->populate, atomic_load(&same_pages->populate));
+    if (m->flags & KVM_MEM_LOG_DIRTY_PAGES) {
+        s->dirty_bitmap = same_pages ? same_pages->dirty_bitmap : NULL;
+        if (!s->dirty_bitmap) {
+            s->dirty_bitmap = calloc(1, bitmap_bytes(s->npages));
+            if (s->dirty_bitmap && kvm->dirty_log_initially_set)
+                memset(s->dirty_bitmap, 0xff, bitmap_bytes(s->npages));
+        }
+    }
+    if ((m->flags & KVM_MEM_LOG_DIRTY_PAGES) && !s->dirty_bitmap) {
+        slot_free(s, same_pages);
+        return NULL;
+    }
+    return s;
+}
+
+/* A slot that was there with the same pages: only its flags change. Logging that begins needs all pages protected. */
+static int change_flags(struct kvm *kvm, struct kvm_memory_slot *old, const struct kvm_userspace_memory_region *m)
+{
+    struct kvm_memory_slot *new = slot_new(kvm, m, old);
+    struct kvm_memslots *slots = new ? slots_changed(atomic_load(&kvm->memslots), old, new) : NULL;
+
+    if (!slots) {
+        slot_free(new, old);
+        return -ENOMEM;
+    }
+    publish(kvm, slots);
+    if (new->dirty_bitmap && !old->dirty_bitmap && !kvm->dirty_log_initially_set)
+        kvm_mmu_write_protect_slot(kvm, new, NULL);
+    slot_free(old, new);
+    return 0;
+}
+
+static int create_slot(struct kvm *kvm, const struct kvm_userspace_memory_region *m)
+{
+    struct kvm_memory_slot *new = slot_new(kvm, m, NULL);
+    struct kvm_memslots *slots = new ? slots_changed(atomic_load(&kvm->memslots), NULL, new) : NULL;
+
+    if (!slots) {
+        slot_free(new, NULL);
+        return -ENOMEM;
+    }
+    publish(kvm, slots);
+    return 0;
+}
+
+static int move_slot(struct kvm *kvm, struct kvm_memory_slot *old, const struct kvm_userspace_memory_region *m)
+{
+    const int r = delete_slot(kvm, old);
+
+    return r ? r : create_slot(kvm, m);
+}
+
+static int set_region_locked(struct kvm *kvm, const struct kvm_userspace_memory_region *m)
+{
+    const unsigned id = m->slot & 0xffff;
+    struct kvm_memory_slot *old = id_to_memslot(kvm, id);
+    const gfn_t base = m->guest_phys_addr >> PAGE_SHIFT;
+    const uint64_t npages = m->memory_size >> PAGE_SHIFT;
+    const struct kvm_memory_slot *other;
+
+    if (!npages)
+        return old ? delete_slot(kvm, old) : because(-EINVAL, "slot %u: nothing to delete", id);
+    if (old && (m->userspace_addr != old->userspace_addr || npages != old->npages ||
+                ((m->flags ^ old->flags) & KVM_MEM_READONLY)))
+        return because(-EINVAL, "slot %u exists: its size, user address and KVM_MEM_READONLY cannot change", id);
+    if (old && base == old->base_gfn)
+        return m->flags == old->flags ? 0 : change_flags(kvm, old, m);
+    other = overlapping(atomic_load(&kvm->memslots), old, base, npages);
+    if (other)
+        return because(-EEXIST, "slot %u overlaps slot %u", id, other->id);
+    if (base + npages - 1 > KVM_MAX_GFN)
+        return because(-EINVAL, "slot %u ends above 2^52", id);
+    return old ? move_slot(kvm, old, m) : create_slot(kvm, m);
+}
+
+int kvm_set_memory_region(struct kvm *kvm, const struct kvm_userspace_memory_region *m)
+{
+    int r = check_region(m);
+
+    if (r)
+        return r;
+    pthread_mutex_lock(&kvm->slots_lock);
+    r = set_region_locked(kvm, m);
+    pthread_mutex_unlock(&kvm->slots_lock);
+    return r;
+}
+
+/* ---- the dirty log ---- */
+static struct kvm_memory_slot *logged_slot(struct kvm *kvm, uint32_t slot, int *err)
+{
+    struct kvm_memory_slot *s;
+
+    *err = -EINVAL;
+    if (slot >> 16 >= KVM_ADDRESS_SPACE_NUM || (slot & 0xffff) >= KVM_USER_MEM_SLOTS)
+        return NULL;
+    s = id_to_memslot(kvm, slot & 0xffff);
+    *err = -ENOENT;
+    return s && s->dirty_bitmap ? s : NULL;
+}
+
+/* Take the bits and protect the pages again before the bits are shown: a write after that sets its bit anew. */
+static int get_dirty_log(struct kvm *kvm, const struct kvm_dirty_log *log)
+{
+    int r;
+    struct kvm_memory_slot *s = logged_slot(kvm, log->slot, &r);
+    unsigned long *taken;
+    size_t words, i;
+
+    if (!s)
+        return because(r, "slot 0x%x has no dirty log", log->slot);
+    words = bitmap_bytes(s->npages) / sizeof(*taken);
+    taken = malloc(words * sizeof(*taken));
+    if (!taken)
+        return -ENOMEM;
+    for (i = 0; i < words; i++)
+        taken[i] = kvm->manual_dirty_log_protect ? atomic_load(bitmap_word(s, i * LONG_BITS))
+                                                 : atomic_exchange(bitmap_word(s, i * LONG_BITS), 0);
+    if (s->npages % LONG_BITS)
+        taken[words - 1] &= (1ul << s->npages % LONG_BITS) - 1;
+    if (!kvm->manual_dirty_log_protect)
+        kvm_mmu_write_protect_slot(kvm, s, taken);
+    r = os_copy_to_user(log->dirty_bitmap, taken, words * sizeof(*taken));
+    free(taken);
+    return r;
+}
+
+int kvm_vm_ioctl_get_dirty_log(struct kvm *kvm, const struct kvm_dirty_log *log)
+{
+    int r;
+
+    pthread_mutex_lock(&kvm->slots_lock);
+    r = get_dirty_log(kvm, log);
+    pthread_mutex_unlock(&kvm->slots_lock);
+    return r;
+}
+
+static int check_clear(const struct kvm_memory_slot *s, const struct kvm_clear_dirty_log *log)
+{
+    if (log->first_page > s->npages || log->num_pages > s->npages - log->first_page)
+        return -EINVAL;
+    if (log->num_pages % LONG_BITS && log->num_pages != s->npages - log->first_page)
+        return -EINVAL;
+    return 0;
+}
+
+static int clear_dirty_log(struct kvm *kvm, const struct kvm_clear_dirty_log *log)
+{
+    int r;
+    struct kvm_memory_slot *s = logged_slot(kvm, log->slot, &r);
+    unsigned long *mask;
+    size_t words, first, i;
+
+    if (!s)
+        return because(r, "slot 0x%x has no dirty log", log->slot);
+    r = check_clear(s, log);
+    if (r)
+        return because(r, "pages %llu + %u of %llu", (unsigned long long)log->first_page, log->num_pages,
+                       (unsigned long long)s->npages);
+    first = log->first_page / LONG_BITS;
+    words = bitmap_bytes(log->num_pages) / sizeof(*mask);
+    mask = calloc(1, bitmap_bytes(s->npages));
+    if (!mask)
+        return -ENOMEM;
+    r = os_copy_from_user(mask + first, log->dirty_bitmap, words * sizeof(*mask));
+    if (!r) {
+        if (log->num_pages % LONG_BITS)
+            mask[first + words - 1] &= (1ul << log->num_pages % LONG_BITS) - 1;
+        for (i = first; i < first + words; i++)
+            mask[i] &= atomic_fetch_and(bitmap_word(s, i * LONG_BITS), ~mask[i]);
+        kvm_mmu_write_protect_slot(kvm, s, mask);
+    }
+    free(mask);
+    return r;
+}
+
+int kvm_vm_ioctl_clear_dirty_log(struct kvm *kvm, const struct kvm_clear_dirty_log *log)
+{
+    int r;
+
+    if (log->first_page % LONG_BITS)
+        return because(-EINVAL, "first page %llu is not a multiple of 64", (unsigned long long)log->first_page);
+    pthread_mutex_lock(&kvm->slots_lock);
+    r = clear_dirty_log(kvm, log);
+    pthread_mutex_unlock(&kvm->slots_lock);
+    return r;
+}
