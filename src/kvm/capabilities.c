@@ -88,6 +88,7 @@ static const struct capability {
     CAP(SREGS2, 1),
     CAP(STEAL_TIME, 1),
     CAP(SYNC_MMU, 1),
+    CAP(SYNC_REGS, KVM_SYNC_X86_VALID_FIELDS),
     CAP(SYSTEM_EVENT_DATA, 1),
     CAP(SYS_ATTRIBUTES, 1),
     CAP(TSC_CONTROL, 1),

@@ -9,13 +9,83 @@ static bool lapic_in_kernel(const struct kvm_vcpu *vcpu)
     return vcpu->arch.apic != NULL;
 }
 
+/* ---- KVM_RUN, and the registers that travel in struct kvm_run (api.rst, KVM_CAP_SYNC_REGS) ---- */
+static const struct sync_set {
+    uint64_t bit;
+    size_t at, size; /* in struct kvm_sync_regs */
+    long (*get)(struct ioctl_call *), (*set)(struct ioctl_call *);
+} sync_sets[] = {
+#define SYNC(bit, field, get, set)                                                                                     \
+    { bit, offsetof(struct kvm_sync_regs, field), sizeof(((struct kvm_sync_regs *)0)->field), get, set }
+    SYNC(KVM_SYNC_X86_REGS, regs, vcpu_get_regs, vcpu_set_regs),
+    SYNC(KVM_SYNC_X86_SREGS, sregs, vcpu_get_sregs, vcpu_set_sregs),
+    SYNC(KVM_SYNC_X86_EVENTS, events, vcpu_get_events, vcpu_set_events),
+#undef SYNC
+};
+
+/* The client's threads may write to struct kvm_run meanwhile: each set is copied once, then checked. */
+static long sync_set_in(struct ioctl_call *c, const struct sync_set *set)
+{
+    uint64_t copy[sizeof(struct kvm_sync_regs) / 8 + 1];
+    struct ioctl_call sub = { .kvm = c->kvm, .vcpu = c->vcpu, .data = copy };
+
+    memcpy(copy, (char *)&c->vcpu->run->s.regs + set->at, set->size);
+    return set->set(&sub) ? -EINVAL : 0;
+}
+
+static long sync_regs_in(struct ioctl_call *c)
+{
+    struct kvm_run *run = c->vcpu->run;
+    const uint64_t valid = *(volatile __u64 *)&run->kvm_valid_regs, dirty = *(volatile __u64 *)&run->kvm_dirty_regs;
+    unsigned i;
+
+    if ((valid | dirty) & ~(uint64_t)KVM_SYNC_X86_VALID_FIELDS)
+        return because(-EINVAL, "kvm_valid_regs 0x%llx, kvm_dirty_regs 0x%llx", (unsigned long long)valid,
+                       (unsigned long long)dirty);
+    for (i = 0; i < ARRAY_SIZE(sync_sets); i++) {
+        if (!(dirty & sync_sets[i].bit))
+            continue;
+        if (sync_set_in(c, &sync_sets[i]))
+            return -EINVAL;
+        run->kvm_dirty_regs &= ~sync_sets[i].bit;
+    }
+    return 0;
+}
+
+static void sync_regs_out(struct ioctl_call *c)
+{
+    struct kvm_run *run = c->vcpu->run;
+    const uint64_t valid = *(volatile __u64 *)&run->kvm_valid_regs;
+    unsigned i;
+
+    for (i = 0; i < ARRAY_SIZE(sync_sets); i++) {
+        uint64_t copy[sizeof(struct kvm_sync_regs) / 8 + 1] = { 0 };
+        struct ioctl_call sub = { .kvm = c->kvm, .vcpu = c->vcpu, .data = copy };
+
+        if (!(valid & sync_sets[i].bit))
+            continue;
+        sync_sets[i].get(&sub);
+        memcpy((char *)&run->s.regs + sync_sets[i].at, copy, sync_sets[i].size);
+    }
+}
+
 static long vcpu_run(struct ioctl_call *c)
 {
+    struct kvm_vcpu *vcpu = c->vcpu;
+    long r = 0;
+
     if (c->arg)
         return because(-EINVAL, "the argument must be 0");
-    atomic_store_explicit(&c->vcpu->signal_arrived, false, memory_order_relaxed);
-    c->vcpu->arch.has_run = true;
-    return kvm_arch_vcpu_ioctl_run(c->vcpu);
+    atomic_store_explicit(&vcpu->signal_arrived, false, memory_order_relaxed);
+    vcpu->arch.has_run = true;
+    if (unlikely(vcpu->run->kvm_valid_regs | vcpu->run->kvm_dirty_regs) &&
+        vcpu->arch.mp_state != KVM_MP_STATE_UNINITIALIZED)
+        r = sync_regs_in(c);
+    if (!r)
+        r = kvm_arch_vcpu_ioctl_run(vcpu);
+    if (unlikely(vcpu->run->kvm_valid_regs))
+        sync_regs_out(c);
+    return r;
 }
 
 /* ---- interrupts ---- */

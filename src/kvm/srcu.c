@@ -22,7 +22,9 @@ static void wait_for_readers(struct srcu *s, unsigned phase)
  * caught by the second half. One that counted after our look loads the new pointer. */
 void srcu_synchronize(struct srcu *s)
 {
+    pthread_mutex_lock(&s->writer);
     atomic_thread_fence(memory_order_seq_cst);
     for (int half = 0; half < 2; half++)
         wait_for_readers(s, atomic_fetch_add(&s->phase, 1) & 1);
+    pthread_mutex_unlock(&s->writer);
 }

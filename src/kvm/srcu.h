@@ -5,12 +5,14 @@
 #ifndef KVM_SRCU_H
 #define KVM_SRCU_H
 
+#include <pthread.h>
 #include <stdatomic.h>
 #include <stdint.h>
 
 #define SRCU_SLOTS 16
 
 struct srcu { /* all zero is its initial state */
+    pthread_mutex_t writer;
     _Atomic uint32_t phase;
     struct {
         _Atomic uint32_t readers[2];
@@ -35,7 +37,7 @@ static inline void srcu_read_unlock(struct srcu *s, unsigned token)
 }
 
 /* Every section that began before the call has ended when it returns. Not to be called in a section, nor with a lock
- * held that a reader takes inside of one. One caller at a time (the writers' mutex). */
+ * held that a reader takes inside of one. Callers wait for each other: slots, buses and routing have a mutex each. */
 void srcu_synchronize(struct srcu *);
 
 #endif

@@ -262,6 +262,8 @@ static int vcpu_handle_requests(struct kvm_vcpu *vcpu)
         process_nmi(vcpu);
     if (kvm_check_request(KVM_REQ_SMI, vcpu))
         vcpu->arch.smi_pending = true;
+    if (kvm_check_request(KVM_REQ_MSR_FILTER_CHANGED, vcpu))
+        kvm_x86_ops->update_msr_intercepts(vcpu);
     kvm_check_request(KVM_REQ_SCAN_IOAPIC, vcpu);
     kvm_check_request(KVM_REQ_UNBLOCK, vcpu);
     if (kvm_check_request(KVM_REQ_IOAPIC_EOI_EXIT, vcpu))
