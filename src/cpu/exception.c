@@ -280,6 +280,7 @@ static int deliver_once(struct cpu *cpu, const struct event *ev)
     if (ev->type == INTR_NMI)
         s->interruptibility |= INTR_BLOCK_NMI;
     s->activity = ACTIVITY_ACTIVE;
+    cpu->nmi_unblocked = false;
     cpu->data_hits = 0;
     cpu->rf_before = false;
     cpu->step_taken = true;

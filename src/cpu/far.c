@@ -390,10 +390,15 @@ static void load_flags(struct cpu *cpu, uint64_t value, unsigned width)
     cpu->rf_before = false; /* RF is as it was popped */
 }
 
+/* IRET ends blocking by NMI even when it faults (SDM 3A, "Handling Multiple NMIs"); the hypervisor is told, so that it can
+ * run it again with blocking (SDM 3C, "Information for VM Exits Due to Vectored Events"). */
 static int iret_done(struct cpu *cpu, int st)
 {
-    if (st == CPU_JUMP) {
+    if (!cpu->emul && st != CPU_JUMP)
+        cpu->nmi_unblocked = cpu->s.interruptibility & INTR_BLOCK_NMI;
+    if (!cpu->emul || st == CPU_JUMP)
         cpu->s.interruptibility &= ~INTR_BLOCK_NMI;
+    if (st == CPU_JUMP) {
         vmx_check_windows(cpu);
         cpu_step_changed(cpu);
     }

@@ -93,7 +93,8 @@ static uint32_t rdrand_info(const struct insn *in)
     return (uint32_t)in->o[0].reg << 3 | size << 11;
 }
 
-/* VMX instructions, INVPCID, INVEPT, INVVPID: Reg2 in 31:28; Reg1 in 6:3 for the register form of VMREAD and VMWRITE. */
+/* VMX instructions, INVPCID, INVEPT, INVVPID: Reg2 in 31:28; Reg1 in 6:3 for the register form of VMREAD and VMWRITE.
+ */
 static uint32_t vmx_info(const struct insn *in)
 {
     uint32_t info = in->mem == 0xff ? 1u << 10 : memory_info(in);
@@ -122,36 +123,36 @@ struct row {
 };
 
 static const struct row rows[] = {
-    [EXIT_REASON_CPUID] = { true, .always = true },
-    [EXIT_REASON_HLT] = { true, .exec = CPU_HLT_EXITING },
-    [EXIT_REASON_INVD] = { true, .always = true },
-    [EXIT_REASON_INVLPG] = { true, .exec = CPU_INVLPG_EXITING },
-    [EXIT_REASON_RDPMC] = { true, .exec = CPU_RDPMC_EXITING },
-    [EXIT_REASON_RDTSC] = { true, .exec = CPU_RDTSC_EXITING },
-    [EXIT_REASON_RDTSCP] = { true, .exec = CPU_RDTSC_EXITING, .needs = CPU2_ENABLE_RDTSCP },
-    [EXIT_REASON_VMCALL] = { true, .always = true },
-    [EXIT_REASON_VMCLEAR] = { true, .always = true, .info = INFO_VMX },
-    [EXIT_REASON_VMLAUNCH] = { true, .always = true },
-    [EXIT_REASON_VMPTRLD] = { true, .always = true, .info = INFO_VMX },
-    [EXIT_REASON_VMPTRST] = { true, .always = true, .info = INFO_VMX },
-    [EXIT_REASON_VMREAD] = { true, .always = true, .info = INFO_VMX },
-    [EXIT_REASON_VMRESUME] = { true, .always = true },
-    [EXIT_REASON_VMWRITE] = { true, .always = true, .info = INFO_VMX },
-    [EXIT_REASON_VMOFF] = { true, .always = true },
-    [EXIT_REASON_VMON] = { true, .always = true, .info = INFO_VMX },
-    [EXIT_REASON_MWAIT_INSTRUCTION] = { true, .exec = CPU_MWAIT_EXITING },
-    [EXIT_REASON_MONITOR_INSTRUCTION] = { true, .exec = CPU_MONITOR_EXITING },
-    [EXIT_REASON_PAUSE_INSTRUCTION] = { true, .exec = CPU_PAUSE_EXITING },
-    [EXIT_REASON_GDTR_IDTR] = { true, .exec2 = CPU2_DESC_EXITING, .info = INFO_GDTR },
-    [EXIT_REASON_LDTR_TR] = { true, .exec2 = CPU2_DESC_EXITING, .info = INFO_LDTR },
-    [EXIT_REASON_INVEPT] = { true, .always = true, .info = INFO_VMX },
-    [EXIT_REASON_INVVPID] = { true, .always = true, .info = INFO_VMX },
-    [EXIT_REASON_WBINVD] = { true, .exec2 = CPU2_WBINVD_EXITING },
-    [EXIT_REASON_XSETBV] = { true, .always = true },
-    [EXIT_REASON_RDRAND] = { true, .exec2 = CPU2_RDRAND_EXITING, .info = INFO_RDRAND },
-    [EXIT_REASON_INVPCID] = { true, .exec = CPU_INVLPG_EXITING, .needs = CPU2_ENABLE_INVPCID, .info = INFO_VMX },
-    [EXIT_REASON_VMFUNC] = { true, .needs = CPU2_ENABLE_VMFUNC },
-    [EXIT_REASON_RDSEED] = { true, .exec2 = CPU2_RDSEED_EXITING, .info = INFO_RDRAND },
+    [EXIT_REASON_CPUID] = {true, .always = true},
+    [EXIT_REASON_HLT] = {true, .exec = CPU_HLT_EXITING},
+    [EXIT_REASON_INVD] = {true, .always = true},
+    [EXIT_REASON_INVLPG] = {true, .exec = CPU_INVLPG_EXITING},
+    [EXIT_REASON_RDPMC] = {true, .exec = CPU_RDPMC_EXITING},
+    [EXIT_REASON_RDTSC] = {true, .exec = CPU_RDTSC_EXITING},
+    [EXIT_REASON_RDTSCP] = {true, .exec = CPU_RDTSC_EXITING, .needs = CPU2_ENABLE_RDTSCP},
+    [EXIT_REASON_VMCALL] = {true, .always = true},
+    [EXIT_REASON_VMCLEAR] = {true, .always = true, .info = INFO_VMX},
+    [EXIT_REASON_VMLAUNCH] = {true, .always = true},
+    [EXIT_REASON_VMPTRLD] = {true, .always = true, .info = INFO_VMX},
+    [EXIT_REASON_VMPTRST] = {true, .always = true, .info = INFO_VMX},
+    [EXIT_REASON_VMREAD] = {true, .always = true, .info = INFO_VMX},
+    [EXIT_REASON_VMRESUME] = {true, .always = true},
+    [EXIT_REASON_VMWRITE] = {true, .always = true, .info = INFO_VMX},
+    [EXIT_REASON_VMOFF] = {true, .always = true},
+    [EXIT_REASON_VMON] = {true, .always = true, .info = INFO_VMX},
+    [EXIT_REASON_MWAIT_INSTRUCTION] = {true, .exec = CPU_MWAIT_EXITING},
+    [EXIT_REASON_MONITOR_INSTRUCTION] = {true, .exec = CPU_MONITOR_EXITING},
+    [EXIT_REASON_PAUSE_INSTRUCTION] = {true, .exec = CPU_PAUSE_EXITING},
+    [EXIT_REASON_GDTR_IDTR] = {true, .exec2 = CPU2_DESC_EXITING, .info = INFO_GDTR},
+    [EXIT_REASON_LDTR_TR] = {true, .exec2 = CPU2_DESC_EXITING, .info = INFO_LDTR},
+    [EXIT_REASON_INVEPT] = {true, .always = true, .info = INFO_VMX},
+    [EXIT_REASON_INVVPID] = {true, .always = true, .info = INFO_VMX},
+    [EXIT_REASON_WBINVD] = {true, .exec2 = CPU2_WBINVD_EXITING},
+    [EXIT_REASON_XSETBV] = {true, .always = true},
+    [EXIT_REASON_RDRAND] = {true, .exec2 = CPU2_RDRAND_EXITING, .info = INFO_RDRAND},
+    [EXIT_REASON_INVPCID] = {true, .exec = CPU_INVLPG_EXITING, .needs = CPU2_ENABLE_INVPCID, .info = INFO_VMX},
+    [EXIT_REASON_VMFUNC] = {true, .needs = CPU2_ENABLE_VMFUNC},
+    [EXIT_REASON_RDSEED] = {true, .exec2 = CPU2_RDSEED_EXITING, .info = INFO_RDRAND},
 };
 
 static int exit_with_info(struct cpu *cpu, const struct insn *in, uint32_t reason, uint64_t qualification)
@@ -244,7 +245,10 @@ int vmx_intercept_io(struct cpu *cpu, const struct insn *in, uint16_t port, unsi
                  (uint64_t)port << 16);
     if (string) {
         cpu->exit.linear = linear;
-        cpu->exit.insn_info = (in->asize == 8 ? 2u : in->asize == 4 ? 1u : 0u) << 7 |
+        cpu->exit.insn_info = (in->asize == 8   ? 2u
+                               : in->asize == 4 ? 1u
+                                                : 0u)
+                                  << 7 |
                               (uint32_t)(input ? SEG_ES : in->seg) << 15;
     }
     return CPU_VMEXIT;
@@ -312,7 +316,7 @@ uint64_t vmx_visible_cr(struct cpu *cpu, unsigned cr)
 static int write_cr3(struct cpu *cpu, const struct insn *in, unsigned gpr, uint64_t value)
 {
     const struct vmcs *v = cpu->vmx->cur;
-    const uint64_t targets[] = { v->CR3_TARGET_VALUE0, v->CR3_TARGET_VALUE1, v->CR3_TARGET_VALUE2, v->CR3_TARGET_VALUE3 };
+    const uint64_t targets[] = {v->CR3_TARGET_VALUE0, v->CR3_TARGET_VALUE1, v->CR3_TARGET_VALUE2, v->CR3_TARGET_VALUE3};
 
     if (!(cpu->vmx->exec & CPU_CR3_LOAD_EXITING))
         return CPU_OK;

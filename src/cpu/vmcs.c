@@ -16,7 +16,7 @@ struct field {
     uint64_t mask;  /* its width */
     uint16_t stale; /* enum vmcs_stale */
     bool readonly;
-    uint8_t wide;   /* a 64-bit field: has a high half */
+    uint8_t wide; /* a 64-bit field: has a high half */
 };
 
 enum {
@@ -38,8 +38,8 @@ enum {
 #define RO_RO   true
 
 static struct field fields[SLOTS] = {
-#define VMCS_FIELD(name, encoding, bits, area, access)                                                                 \
-    [SLOT_##name] = { #name, MASK_##bits, STALE_ALL, RO_##access, WIDE_##bits },
+#define VMCS_FIELD(name, encoding, bits, area, access) \
+    [SLOT_##name] = {#name, MASK_##bits, STALE_ALL, RO_##access, WIDE_##bits},
 #include "vmcs.def"
 #undef VMCS_FIELD
 };
@@ -50,7 +50,8 @@ static const uint32_t encodings[SLOTS] = {
 #undef VMCS_FIELD
 };
 
-static const uint8_t slot_of_key[1u << (4 + KEY_INDEX_BITS)] = { /* slot + 1, or 0 */
+static const uint8_t slot_of_key[1u << (4 + KEY_INDEX_BITS)] = {
+    /* slot + 1, or 0 */
 #define VMCS_FIELD(name, encoding, bits, area, access) [ENC_KEY(encoding)] = SLOT_##name + 1,
 #include "vmcs.def"
 #undef VMCS_FIELD

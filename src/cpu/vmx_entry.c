@@ -4,19 +4,19 @@
  * VMWRITE has touched since they passed are skipped: what the processor saved itself needs no check. */
 #include "vmx_unit.h"
 
-#define REQUIRE(condition)                                                                                             \
-    do {                                                                                                               \
-        if (unlikely(!(condition)))                                                                                    \
-            return #condition;                                                                                         \
+#define REQUIRE(condition)          \
+    do {                            \
+        if (unlikely(!(condition))) \
+            return #condition;      \
     } while (0)
 
-#define HPA_LIMIT       (1ull << 47) /* level 0: host-physical addresses are addresses of this process */
-#define MSR_LIST_MAX    512u         /* IA32_VMX_MISC 27:25 = 0 */
-#define CR3_TARGETS_MAX 4u
-#define EFER_KNOWN      (EFER_SCE | EFER_LME | EFER_LMA | EFER_NXE | EFER_AIBRS | (1ull << 12) | (1ull << 13) | (1ull << 14))
-#define DEBUGCTL_KNOWN  0x3ull /* LBR, BTF */
+#define HPA_LIMIT        (1ull << 47) /* level 0: host-physical addresses are addresses of this process */
+#define MSR_LIST_MAX     512u         /* IA32_VMX_MISC 27:25 = 0 */
+#define CR3_TARGETS_MAX  4u
+#define EFER_KNOWN       (EFER_SCE | EFER_LME | EFER_LMA | EFER_NXE | EFER_AIBRS | (1ull << 12) | (1ull << 13) | (1ull << 14))
+#define DEBUGCTL_KNOWN   0x3ull /* LBR, BTF */
 #define VIRTUAL_APIC_TPR 0x80u
-#define LINK_NONE       ~0ull
+#define LINK_NONE        ~0ull
 
 static bool page_ok(uint64_t hpa)
 {
@@ -84,8 +84,7 @@ static const char *check_execution(const struct vmcs *v)
 static const char *check_exit_entry(const struct vmcs *v)
 {
     REQUIRE(controls_ok(v->VM_EXIT_CONTROLS, MSR_IA32_VMX_TRUE_EXIT_CTLS));
-    REQUIRE(!(v->VM_EXIT_CONTROLS & EXIT_SAVE_PREEMPTION_TIMER) ||
-            v->PIN_BASED_VM_EXEC_CONTROL & PIN_PREEMPTION_TIMER);
+    REQUIRE(!(v->VM_EXIT_CONTROLS & EXIT_SAVE_PREEMPTION_TIMER) || v->PIN_BASED_VM_EXEC_CONTROL & PIN_PREEMPTION_TIMER);
     REQUIRE(msr_list_ok(v->VM_EXIT_MSR_STORE_ADDR, v->VM_EXIT_MSR_STORE_COUNT));
     REQUIRE(msr_list_ok(v->VM_EXIT_MSR_LOAD_ADDR, v->VM_EXIT_MSR_LOAD_COUNT));
     REQUIRE(controls_ok(v->VM_ENTRY_CONTROLS, MSR_IA32_VMX_TRUE_ENTRY_CTLS));
@@ -133,7 +132,8 @@ static const char *check_host(const struct vmcs *v)
     REQUIRE(!(exit & EXIT_LOAD_EFER) || !(v->HOST_IA32_EFER & ~EFER_KNOWN));
     REQUIRE(!(exit & EXIT_LOAD_EFER) || (v->HOST_IA32_EFER & EFER_LMA && v->HOST_IA32_EFER & EFER_LME));
     REQUIRE(!((v->HOST_ES_SELECTOR | v->HOST_CS_SELECTOR | v->HOST_SS_SELECTOR | v->HOST_DS_SELECTOR |
-               v->HOST_FS_SELECTOR | v->HOST_GS_SELECTOR | v->HOST_TR_SELECTOR) & 7));
+               v->HOST_FS_SELECTOR | v->HOST_GS_SELECTOR | v->HOST_TR_SELECTOR) &
+              7));
     REQUIRE(v->HOST_CS_SELECTOR != 0);
     REQUIRE(v->HOST_TR_SELECTOR != 0);
     REQUIRE(cpu_canonical(v->HOST_FS_BASE));
@@ -240,7 +240,8 @@ static const char *check_seg_v86(uint64_t sel, uint64_t base, uint64_t limit, ui
 
 static const char *check_cs(const struct vmcs *v, const struct guest_view *g)
 {
-    const uint64_t ar = v->GUEST_CS_AR_BYTES, type = AR_TYPE(ar), dpl = AR_DPL(ar), ss_dpl = AR_DPL(v->GUEST_SS_AR_BYTES);
+    const uint64_t ar = v->GUEST_CS_AR_BYTES, type = AR_TYPE(ar), dpl = AR_DPL(ar),
+                   ss_dpl = AR_DPL(v->GUEST_SS_AR_BYTES);
 
     REQUIRE(!(v->GUEST_CS_BASE >> 32));
     REQUIRE(type == 9 || type == 11 || type == 13 || type == 15 || (type == 3 && g->unrestricted));
@@ -322,7 +323,7 @@ static const char *check_segments(const struct vmcs *v, const struct guest_view 
 {
     const char *text;
 
-#define SEG(name)                                                                                                      \
+#define SEG(name) \
     v->GUEST_##name##_SELECTOR, v->GUEST_##name##_BASE, v->GUEST_##name##_LIMIT, v->GUEST_##name##_AR_BYTES
     if (g->v86) {
         if ((text = check_seg_v86(SEG(ES))) || (text = check_seg_v86(SEG(CS))) || (text = check_seg_v86(SEG(SS))) ||

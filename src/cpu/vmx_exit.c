@@ -5,7 +5,7 @@
 
 int vmx_exit(struct cpu *cpu, const struct insn *in, uint32_t reason, uint64_t qualification)
 {
-    cpu->exit = (struct exit_info){ .reason = reason, .qualification = qualification, .insn_len = in ? in->len : 0 };
+    cpu->exit = (struct exit_info){.reason = reason, .qualification = qualification, .insn_len = in ? in->len : 0};
     return CPU_VMEXIT;
 }
 
@@ -13,7 +13,7 @@ int vmx_exit_ept(struct cpu *cpu, uint32_t reason, uint64_t qualification, gva_t
 {
     if (cpu->nmi_unblocked && reason == EXIT_REASON_EPT_VIOLATION)
         qualification |= EPTQ_NMI_UNBLOCK;
-    cpu->exit = (struct exit_info){ .reason = reason, .qualification = qualification, .linear = linear, .gpa = gpa };
+    cpu->exit = (struct exit_info){.reason = reason, .qualification = qualification, .linear = linear, .gpa = gpa};
     return CPU_VMEXIT;
 }
 
@@ -24,16 +24,17 @@ int vmx_triple_fault(struct cpu *cpu)
 
 /* ---- guest-state area ---- */
 
-#define FOR_SEGMENTS(X)                                                                                                \
-    X(ES, s->seg[SEG_ES]) X(CS, s->seg[SEG_CS]) X(SS, s->seg[SEG_SS]) X(DS, s->seg[SEG_DS]) X(FS, s->seg[SEG_FS])      \
-    X(GS, s->seg[SEG_GS]) X(LDTR, s->ldtr) X(TR, s->tr)
+#define FOR_SEGMENTS(X)                                                                                           \
+    X(ES, s->seg[SEG_ES])                                                                                         \
+    X(CS, s->seg[SEG_CS]) X(SS, s->seg[SEG_SS]) X(DS, s->seg[SEG_DS]) X(FS, s->seg[SEG_FS]) X(GS, s->seg[SEG_GS]) \
+        X(LDTR, s->ldtr) X(TR, s->tr)
 
 static void load_segments(struct cpu_state *s, const struct vmcs *v)
 {
-#define LOAD(name, seg)                                                                                                \
-    seg.sel = v->GUEST_##name##_SELECTOR;                                                                              \
-    seg.base = v->GUEST_##name##_BASE;                                                                                 \
-    seg.limit = v->GUEST_##name##_LIMIT;                                                                               \
+#define LOAD(name, seg)                   \
+    seg.sel = v->GUEST_##name##_SELECTOR; \
+    seg.base = v->GUEST_##name##_BASE;    \
+    seg.limit = v->GUEST_##name##_LIMIT;  \
     seg.attr = v->GUEST_##name##_AR_BYTES;
     FOR_SEGMENTS(LOAD)
 #undef LOAD
@@ -45,10 +46,10 @@ static void load_segments(struct cpu_state *s, const struct vmcs *v)
 
 static void save_segments(const struct cpu_state *s, struct vmcs *v)
 {
-#define SAVE(name, seg)                                                                                                \
-    v->GUEST_##name##_SELECTOR = seg.sel;                                                                              \
-    v->GUEST_##name##_BASE = seg.base;                                                                                 \
-    v->GUEST_##name##_LIMIT = seg.limit;                                                                               \
+#define SAVE(name, seg)                   \
+    v->GUEST_##name##_SELECTOR = seg.sel; \
+    v->GUEST_##name##_BASE = seg.base;    \
+    v->GUEST_##name##_LIMIT = seg.limit;  \
     v->GUEST_##name##_AR_BYTES = seg.attr;
     FOR_SEGMENTS(SAVE)
 #undef SAVE
@@ -110,8 +111,7 @@ static void load_controls(struct cpu *cpu)
     vmx->exception_bitmap = v->EXCEPTION_BITMAP;
     vmx->window = vmx->exec & (CPU_INTR_WINDOW_EXITING | CPU_NMI_WINDOW_EXITING);
     cpu->s.tsc_offset = vmx->exec & CPU_USE_TSC_OFFSETTING ? v->TSC_OFFSET : 0;
-    cpu->s.tsc_mult =
-        vmx->exec & CPU_USE_TSC_OFFSETTING && vmx->exec2 & CPU2_TSC_SCALING ? v->TSC_MULTIPLIER : 0;
+    cpu->s.tsc_mult = vmx->exec & CPU_USE_TSC_OFFSETTING && vmx->exec2 & CPU2_TSC_SCALING ? v->TSC_MULTIPLIER : 0;
 }
 
 void vmx_load_guest_state(struct cpu *cpu)

@@ -18,7 +18,7 @@ int vmx_inject(struct cpu *cpu)
     struct cpu_state *s = &cpu->s;
     const struct vmcs *v = cpu->vmx->cur;
     const uint32_t info = v->VM_ENTRY_INTR_INFO_FIELD;
-    struct event ev = { .vector = info & INTR_INFO_VECTOR, .type = (info & INTR_INFO_TYPE) >> 8, .valid = true };
+    struct event ev = {.vector = info & INTR_INFO_VECTOR, .type = (info & INTR_INFO_TYPE) >> 8, .valid = true};
 
     if (ev.type == INTR_OTHER) {
         cpu->vmx->mtf_pending = true;
@@ -27,11 +27,14 @@ int vmx_inject(struct cpu *cpu)
     }
     ev.has_error = info & INTR_INFO_ERROR_CODE;
     ev.error = ev.has_error ? v->VM_ENTRY_EXCEPTION_ERROR_CODE : 0;
-    ev.payload = ev.vector == VEC_PF && ev.type == INTR_HARD_EXC ? s->cr2 : 0; /* CR2, DR6 are the hypervisor's to set */
+    ev.payload =
+        ev.vector == VEC_PF && ev.type == INTR_HARD_EXC ? s->cr2 : 0; /* CR2, DR6 are the hypervisor's to set */
     if (ev.type == INTR_NMI)
         s->interruptibility |= INTR_BLOCK_NMI; /* before delivery: a nested exit shows it */
-    if (ev.type >= INTR_SOFT_INT)
-        ev.insn_len = v->VM_ENTRY_INSTRUCTION_LEN; /* cpu_deliver() adds it to the return address */
+    if (ev.type >= INTR_SOFT_INT) {
+        ev.insn_len = v->VM_ENTRY_INSTRUCTION_LEN;
+        s->rip = (s->rip + ev.insn_len) & s->ip_mask; /* cpu_deliver() takes it back on an exit */
+    }
     s->interruptibility &= ~(INTR_BLOCK_STI | INTR_BLOCK_MOVSS);
     s->activity = ACTIVITY_ACTIVE;
     s->pending_dbg = 0;
@@ -231,14 +234,14 @@ static void sleep_halted(struct cpu *cpu)
 {
     const struct vmx_unit *vmx = cpu->vmx;
     const uint64_t now = cpu_rdtsc();
-    struct timespec ts = { 1, 0 }, *timeout = NULL;
+    struct timespec ts = {1, 0}, *timeout = NULL;
     uint32_t seen;
 
     if (vmx->pin & PIN_PREEMPTION_TIMER) {
         const uint64_t ticks = vmx->timer_deadline > now ? vmx->timer_deadline - now : 0;
         const uint64_t ns = ticks / (cpu_tsc_khz() / 1000) * 1000;
         if (ns < 1000000000)
-            ts = (struct timespec){ 0, ns };
+            ts = (struct timespec){0, ns};
         timeout = &ts;
     }
     host_fpu_save(cpu);

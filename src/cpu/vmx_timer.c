@@ -1,8 +1,8 @@
 /* SPDX-License-Identifier: MIT
- * vmx_timer.c: the alarm of the VMX-preemption timer (SDM 3C, "VMX-Preemption Timer"). Engines look at the clock only at
- * safepoints, so a thread sets ATT_TIMER when a deadline has passed. One thread for all cpus, started by the first entry
- * that uses the timer; entries come much oftener than alarms, so an entry writes its deadline and wakes the thread only
- * where it sleeps beyond it. Early alarms are harmless: cpu_poll() compares with the TSC itself. */
+ * vmx_timer.c: the alarm of the VMX-preemption timer (SDM 3C, "VMX-Preemption Timer"). Engines look at the clock only
+ * at safepoints, so a thread sets ATT_TIMER when a deadline has passed. One thread for all cpus, started by the first
+ * entry that uses the timer; entries come much oftener than alarms, so an entry writes its deadline and wakes the
+ * thread only where it sleeps beyond it. Early alarms are harmless: cpu_poll() compares with the TSC itself. */
 #include "vmx_unit.h"
 #include <time.h>
 
@@ -10,7 +10,7 @@
 
 static pthread_mutex_t lock = PTHREAD_MUTEX_INITIALIZER;
 static pthread_cond_t changed;
-static struct vmx_unit *armed;        /* units that ever used the timer */
+static struct vmx_unit *armed; /* units that ever used the timer */
 static bool started;
 static _Atomic uint64_t sleeps_until; /* host TSC */
 

@@ -6,7 +6,7 @@ static const struct {
     uint32_t reason;
     const char *name;
 } names[] = {
-#define EXIT(name, number) { number, #name },
+#define EXIT(name, number) {number, #name},
 #include "exits.def"
 #undef EXIT
 };
@@ -19,10 +19,24 @@ const char *vmx_reason_name(uint32_t reason)
     return "?";
 }
 
-static const uint32_t shown[] = { /* where not 0 */
-    EXIT_QUALIFICATION, VM_EXIT_INTR_INFO, VM_EXIT_INTR_ERROR_CODE, IDT_VECTORING_INFO_FIELD, IDT_VECTORING_ERROR_CODE,
-    VM_EXIT_INSTRUCTION_LEN, VMX_INSTRUCTION_INFO, GUEST_LINEAR_ADDRESS, GUEST_PHYSICAL_ADDRESS, GUEST_RSP, GUEST_RFLAGS,
-    GUEST_CR0, GUEST_CR3, GUEST_CR4, GUEST_INTERRUPTIBILITY_INFO, GUEST_ACTIVITY_STATE,
+static const uint32_t shown[] = {
+    /* where not 0 */
+    EXIT_QUALIFICATION,
+    VM_EXIT_INTR_INFO,
+    VM_EXIT_INTR_ERROR_CODE,
+    IDT_VECTORING_INFO_FIELD,
+    IDT_VECTORING_ERROR_CODE,
+    VM_EXIT_INSTRUCTION_LEN,
+    VMX_INSTRUCTION_INFO,
+    GUEST_LINEAR_ADDRESS,
+    GUEST_PHYSICAL_ADDRESS,
+    GUEST_RSP,
+    GUEST_RFLAGS,
+    GUEST_CR0,
+    GUEST_CR3,
+    GUEST_CR4,
+    GUEST_INTERRUPTIBILITY_INFO,
+    GUEST_ACTIVITY_STATE,
 };
 
 void vmx_trace_exit_slow(struct cpu *cpu)
@@ -30,7 +44,8 @@ void vmx_trace_exit_slow(struct cpu *cpu)
     struct vmcs *v = cpu->vmx->cur;
 
     cpu_trace(cpu, "vmexit %s%s GUEST_RIP %#llx", vmx_reason_name(v->VM_EXIT_REASON),
-              v->VM_EXIT_REASON & EXIT_REASON_FAILED_VMENTRY ? " (failed entry)" : "", (unsigned long long)v->GUEST_RIP);
+              v->VM_EXIT_REASON & EXIT_REASON_FAILED_VMENTRY ? " (failed entry)" : "",
+              (unsigned long long)v->GUEST_RIP);
     for (unsigned i = 0; i < ARRAY_SIZE(shown); i++) {
         unsigned index;
 

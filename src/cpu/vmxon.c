@@ -1,6 +1,7 @@
 /* SPDX-License-Identifier: MIT
  * vmxon.c: VMX operation and the current VMCS: VMXON, VMXOFF, VMCLEAR, VMPTRLD, VMPTRST (SDM 3C, "VMX Instruction
- * Reference"), and INVEPT, INVVPID. Addresses are this process's: a region that the hypervisor passes must be mapped. */
+ * Reference"), and INVEPT, INVVPID. Addresses are this process's: a region that the hypervisor passes must be mapped.
+ */
 #include "vmx_unit.h"
 #include <errno.h>
 #include <stdlib.h>

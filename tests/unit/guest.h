@@ -1,6 +1,6 @@
 /* SPDX-License-Identifier: MIT
- * guest.h: a flat 64-bit guest on the raw VMX operations, for unit tests of src/cpu. No KVM: RAM, EPT, page tables and a
- * VMCS are made here, and the test plays the hypervisor.
+ * guest.h: a flat 64-bit guest on the raw VMX operations, for unit tests of src/cpu. No KVM: RAM, EPT, page tables and
+ * a VMCS are made here, and the test plays the hypervisor.
  *
  *     struct guest g;
  *     guest_create(&g, "interp");
@@ -24,25 +24,25 @@
 #include "../../src/cpu/cpu_int.h"
 #include "../../src/cpu/vmx.h"
 
-#define GUEST_RAM       (16u << 20)
-#define GUEST_PML4      0x1000u  /* identity map of the first GiB by 2 MiB pages, user-accessible */
-#define GUEST_PDPT      0x2000u
-#define GUEST_PD        0x3000u
-#define GUEST_GDT       0x4000u
-#define GUEST_IDT       0x5000u  /* 256 gates to GUEST_HANDLER + 16 * vector */
-#define GUEST_TSS       0x6000u
-#define GUEST_STACK     0x9000u  /* RSP starts here and grows down */
-#define GUEST_HANDLER   0xa000u  /* each handler: vmcall; iretq */
-#define GUEST_CODE      0x10000u
-#define GUEST_DATA      0x20000u
-#define GUEST_STACK0    0x30000u /* RSP0 of the TSS */
-#define GUEST_SEL_CS0   0x08u
-#define GUEST_SEL_SS0   0x10u
-#define GUEST_SEL_CS3   0x1bu
-#define GUEST_SEL_SS3   0x23u
-#define GUEST_SEL_CS32  0x28u
-#define GUEST_SEL_TR    0x30u
-#define GUEST_PTS       (GUEST_RAM >> 21)
+#define GUEST_RAM      (16u << 20)
+#define GUEST_PML4     0x1000u /* identity map of the first GiB by 2 MiB pages, user-accessible */
+#define GUEST_PDPT     0x2000u
+#define GUEST_PD       0x3000u
+#define GUEST_GDT      0x4000u
+#define GUEST_IDT      0x5000u /* 256 gates to GUEST_HANDLER + 16 * vector */
+#define GUEST_TSS      0x6000u
+#define GUEST_STACK    0x9000u /* RSP starts here and grows down */
+#define GUEST_HANDLER  0xa000u /* each handler: vmcall; iretq */
+#define GUEST_CODE     0x10000u
+#define GUEST_DATA     0x20000u
+#define GUEST_STACK0   0x30000u /* RSP0 of the TSS */
+#define GUEST_SEL_CS0  0x08u
+#define GUEST_SEL_SS0  0x10u
+#define GUEST_SEL_CS3  0x1bu
+#define GUEST_SEL_SS3  0x23u
+#define GUEST_SEL_CS32 0x28u
+#define GUEST_SEL_TR   0x30u
+#define GUEST_PTS      (GUEST_RAM >> 21)
 
 struct guest_pages { /* what the hypervisor owns; page aligned */
     uint64_t ept_pml4[512], ept_pdpt[512], ept_pd[512], ept_pt[GUEST_PTS][512];
@@ -91,8 +91,14 @@ static inline void guest_gate(struct guest *g, unsigned vector, uint64_t handler
 
 static inline void guest_tables(struct guest *g)
 {
-    static const uint64_t gdt[] = { 0, 0x00af9b000000ffff, 0x00cf93000000ffff, 0x00affb000000ffff, 0x00cff3000000ffff,
-                                    0x00cf9b000000ffff, 0x00008b0000000067 | (uint64_t)GUEST_TSS << 16, 0 };
+    static const uint64_t gdt[] = {0,
+                                   0x00af9b000000ffff,
+                                   0x00cf93000000ffff,
+                                   0x00affb000000ffff,
+                                   0x00cff3000000ffff,
+                                   0x00cf9b000000ffff,
+                                   0x00008b0000000067 | (uint64_t)GUEST_TSS << 16,
+                                   0};
     uint64_t *pml4 = (uint64_t *)(g->ram + GUEST_PML4), *pdpt = (uint64_t *)(g->ram + GUEST_PDPT);
     uint64_t *pd = (uint64_t *)(g->ram + GUEST_PD);
     const uint64_t rsp0 = GUEST_STACK0;
@@ -143,14 +149,15 @@ static inline void guest_vmcs_controls(struct guest *g)
     guest_w(g, PIN_BASED_VM_EXEC_CONTROL,
             guest_controls(MSR_IA32_VMX_TRUE_PINBASED_CTLS, PIN_EXT_INTR_EXITING | PIN_NMI_EXITING | PIN_VIRTUAL_NMIS));
     guest_w(g, CPU_BASED_VM_EXEC_CONTROL,
-            guest_controls(MSR_IA32_VMX_TRUE_PROCBASED_CTLS, CPU_HLT_EXITING | CPU_UNCOND_IO_EXITING |
-                                                                 CPU_USE_MSR_BITMAPS | CPU_SECONDARY_CONTROLS));
+            guest_controls(MSR_IA32_VMX_TRUE_PROCBASED_CTLS,
+                           CPU_HLT_EXITING | CPU_UNCOND_IO_EXITING | CPU_USE_MSR_BITMAPS | CPU_SECONDARY_CONTROLS));
     guest_w(g, SECONDARY_VM_EXEC_CONTROL,
             guest_controls(MSR_IA32_VMX_PROCBASED_CTLS2, CPU2_ENABLE_EPT | CPU2_ENABLE_VPID | CPU2_UNRESTRICTED_GUEST |
                                                              CPU2_ENABLE_RDTSCP | CPU2_ENABLE_INVPCID));
     guest_w(g, VM_EXIT_CONTROLS,
             guest_controls(MSR_IA32_VMX_TRUE_EXIT_CTLS, EXIT_HOST_ADDR_SPACE_SIZE | EXIT_SAVE_DEBUG_CONTROLS |
-                                                            EXIT_SAVE_EFER | EXIT_LOAD_EFER | EXIT_SAVE_PAT | EXIT_LOAD_PAT));
+                                                            EXIT_SAVE_EFER | EXIT_LOAD_EFER | EXIT_SAVE_PAT |
+                                                            EXIT_LOAD_PAT));
     guest_w(g, VM_ENTRY_CONTROLS,
             guest_controls(MSR_IA32_VMX_TRUE_ENTRY_CTLS,
                            ENTRY_IA32E_MODE | ENTRY_LOAD_DEBUG_CONTROLS | ENTRY_LOAD_EFER | ENTRY_LOAD_PAT));

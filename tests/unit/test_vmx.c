@@ -1,47 +1,6 @@
 /* SPDX-License-Identifier: MIT
- * test_vmx.c: the VMX unit alone: a test plays the hypervisor and, by an engine of its own, the guest. What needs guest
- * code is in test_vmx_guest.c. */
-#include "guest.h"
-#include "../../src/cpu/engine.h"
-#include "../../src/cpu/mem.h"
-#include "../../src/cpu/vmx_unit.h"
-
-/* ---- an engine whose guest is a C function ---- */
-
-static int (*script)(struct cpu *);
-static unsigned script_runs;
-
-static int script_run(struct cpu *cpu)
-{
-    script_runs++;
-    return script(cpu);
-}
-
-static const struct engine script_engine = { .name = "script", .run = script_run };
-
-static const struct insn insn2 = { .len = 2, .mem = 0xff, .base = REG_NONE, .index = REG_NONE };
-
-static int run_hlt(struct cpu *cpu)
-{
-    return vmx_intercept(cpu, &insn2, EXIT_REASON_HLT, 0);
-}
-
-static int setup(void **state)
-{
-    static struct guest g;
-
-    guest_create(&g, "script");
-    script = run_hlt;
-    script_runs = 0;
-    *state = &g;
-    return 0;
-}
-
-static int teardown(void **state)
-{
-    guest_destroy(*state);
-    return 0;
-}
+ * test_vmx.c: VMX instructions, fields and the checks of VM entry. */
+#include "script.h"
 
 /* ---- VMXON, VMPTRLD, VMREAD, VMWRITE ---- */
 
@@ -84,13 +43,13 @@ static const struct {
     unsigned bits; /* 0: natural width */
     bool readonly;
 } all_fields[] = {
-#define BITS_16 16
-#define BITS_32 32
-#define BITS_64 64
-#define BITS_N  0
-#define READONLY_RW false
-#define READONLY_RO true
-#define VMCS_FIELD(name, encoding, bits, area, access) { encoding, #name, BITS_##bits, READONLY_##access },
+#define BITS_16                                        16
+#define BITS_32                                        32
+#define BITS_64                                        64
+#define BITS_N                                         0
+#define READONLY_RW                                    false
+#define READONLY_RO                                    true
+#define VMCS_FIELD(name, encoding, bits, area, access) {encoding, #name, BITS_##bits, READONLY_##access},
 #include "../../src/cpu/vmcs.def"
 #undef VMCS_FIELD
 };
@@ -130,7 +89,8 @@ static void fields_hold_their_width(void **state)
 static bool field_exists(uint32_t encoding)
 {
     for (size_t i = 0; i < ARRAY_SIZE(all_fields); i++)
-        if (encoding == all_fields[i].encoding || (all_fields[i].bits == 64 && encoding == (all_fields[i].encoding | 1)))
+        if (encoding == all_fields[i].encoding ||
+            (all_fields[i].bits == 64 && encoding == (all_fields[i].encoding | 1)))
             return true;
     return false;
 }
@@ -173,189 +133,216 @@ struct check {
     struct set with[4]; /* set before */
 };
 
-#define PIN(bits)   (PIN_DEFAULT1 | (bits))
-#define EXEC(bits)  ((CPU_DEFAULT1 & ~(CPU_CR3_LOAD_EXITING | CPU_CR3_STORE_EXITING)) | CPU_SECONDARY_CONTROLS | (bits))
-#define EXEC2(bits) (CPU2_ENABLE_EPT | CPU2_ENABLE_VPID | (bits))
-#define XCTL(bits)  (EXIT_DEFAULT1 | EXIT_HOST_ADDR_SPACE_SIZE | (bits))
-#define NCTL(bits)  (ENTRY_DEFAULT1 | ENTRY_IA32E_MODE | ENTRY_LOAD_EFER | (bits))
+#define PIN(bits)                  (PIN_DEFAULT1 | (bits))
+#define EXEC(bits)                 ((CPU_DEFAULT1 & ~(CPU_CR3_LOAD_EXITING | CPU_CR3_STORE_EXITING)) | CPU_SECONDARY_CONTROLS | (bits))
+#define EXEC2(bits)                (CPU2_ENABLE_EPT | CPU2_ENABLE_VPID | (bits))
+#define XCTL(bits)                 (EXIT_DEFAULT1 | EXIT_HOST_ADDR_SPACE_SIZE | (bits))
+#define NCTL(bits)                 (ENTRY_DEFAULT1 | ENTRY_IA32E_MODE | ENTRY_LOAD_EFER | (bits))
 #define INJECT(type, vector, more) (INTR_INFO_VALID | (type) << 8 | (vector) | (more))
-#define NONCANON    0x800000000000ull
-#define BIG         (1ull << 52)
-#define RESTRICTED  { SECONDARY_VM_EXEC_CONTROL, EXEC2(0) }
-#define LEGACY      { VM_ENTRY_CONTROLS, ENTRY_DEFAULT1 | ENTRY_LOAD_DEBUG_CONTROLS | ENTRY_LOAD_EFER }, \
-                    { GUEST_IA32_EFER, 0 }, { GUEST_CS_AR_BYTES, 0xc09b }
-#define AR(seg, ar) { GUEST_##seg##_AR_BYTES, ar }
+#define NONCANON                   0x800000000000ull
+#define BIG                        (1ull << 52)
+#define RESTRICTED                          \
+    {                                       \
+        SECONDARY_VM_EXEC_CONTROL, EXEC2(0) \
+    }
+#define LEGACY                                                                                               \
+    {VM_ENTRY_CONTROLS, ENTRY_DEFAULT1 | ENTRY_LOAD_DEBUG_CONTROLS | ENTRY_LOAD_EFER}, {GUEST_IA32_EFER, 0}, \
+    {                                                                                                        \
+        GUEST_CS_AR_BYTES, 0xc09b                                                                            \
+    }
+#define AR(seg, ar)                \
+    {                              \
+        GUEST_##seg##_AR_BYTES, ar \
+    }
 
 static const struct check checks[] = {
     /* execution controls */
-    { { PIN_BASED_VM_EXEC_CONTROL, PIN(0) & ~0x2u }, CTL, "PINBASED" },
-    { { PIN_BASED_VM_EXEC_CONTROL, PIN(PIN_POSTED_INTR) }, CTL, "PINBASED" },
-    { { CPU_BASED_VM_EXEC_CONTROL, EXEC(0) & ~0x2u }, CTL, "PROCBASED" },
-    { { CPU_BASED_VM_EXEC_CONTROL, EXEC(1) }, CTL, "PROCBASED" },
-    { { SECONDARY_VM_EXEC_CONTROL, EXEC2(CPU2_VIRT_INTR_DELIVERY) }, CTL, "PROCBASED_CTLS2" },
-    { { SECONDARY_VM_EXEC_CONTROL, EXEC2(CPU2_ENABLE_XSAVES) }, CTL, "PROCBASED_CTLS2" },
-    { { CR3_TARGET_COUNT, 5 }, CTL, "CR3_TARGET" },
-    { { IO_BITMAP_A, 0x10008 }, CTL, "IO_BITMAP_A", .with = { { CPU_BASED_VM_EXEC_CONTROL, EXEC(CPU_USE_IO_BITMAPS) } } },
-    { { IO_BITMAP_B, 1ull << 60 }, CTL, "IO_BITMAP_B", .with = { { CPU_BASED_VM_EXEC_CONTROL, EXEC(CPU_USE_IO_BITMAPS) } } },
-    { { MSR_BITMAP, 0x10001 }, CTL, "MSR_BITMAP" },
-    { { VIRTUAL_APIC_PAGE_ADDR, 0x1001 }, CTL, "VIRTUAL_APIC", .with = { { CPU_BASED_VM_EXEC_CONTROL, EXEC(CPU_TPR_SHADOW) } } },
-    { { TPR_THRESHOLD, 0x10 }, CTL, "TPR_THRESHOLD", .with = { { CPU_BASED_VM_EXEC_CONTROL, EXEC(CPU_TPR_SHADOW) } } },
-    { { TPR_THRESHOLD, 1 }, CTL, "tpr_at_threshold", .with = { { CPU_BASED_VM_EXEC_CONTROL, EXEC(CPU_TPR_SHADOW) } } },
-    { { PIN_BASED_VM_EXEC_CONTROL, PIN(PIN_VIRTUAL_NMIS) }, CTL, "VIRTUAL_NMIS" },
-    { { CPU_BASED_VM_EXEC_CONTROL, EXEC(CPU_NMI_WINDOW_EXITING) }, CTL, "NMI_WINDOW",
-      .with = { { PIN_BASED_VM_EXEC_CONTROL, PIN(PIN_NMI_EXITING) } } },
-    { { VIRTUAL_PROCESSOR_ID, 0 }, CTL, "VIRTUAL_PROCESSOR_ID" },
-    { { EPT_POINTER, 0x1000 | EPTP_WALK4 | 5 }, CTL, "EPT_POINTER & 7" },
-    { { EPT_POINTER, 0x1000 | 2 << 3 | EPTP_WB }, CTL, "EPTP_WALK4" },
-    { { EPT_POINTER, 0x1000 | EPTP_WALK4 | EPTP_WB | 0x80 }, CTL, "0xf80" },
-    { { EPT_POINTER, 1ull << 60 | EPTP_WALK4 | EPTP_WB }, CTL, "HPA_LIMIT" },
-    { { SECONDARY_VM_EXEC_CONTROL, CPU2_UNRESTRICTED_GUEST }, CTL, "UNRESTRICTED" },
+    {{PIN_BASED_VM_EXEC_CONTROL, PIN(0) & ~0x2u}, CTL, "PINBASED"},
+    {{PIN_BASED_VM_EXEC_CONTROL, PIN(PIN_POSTED_INTR)}, CTL, "PINBASED"},
+    {{CPU_BASED_VM_EXEC_CONTROL, EXEC(0) & ~0x2u}, CTL, "PROCBASED"},
+    {{CPU_BASED_VM_EXEC_CONTROL, EXEC(1)}, CTL, "PROCBASED"},
+    {{SECONDARY_VM_EXEC_CONTROL, EXEC2(CPU2_VIRT_INTR_DELIVERY)}, CTL, "PROCBASED_CTLS2"},
+    {{SECONDARY_VM_EXEC_CONTROL, EXEC2(CPU2_ENABLE_XSAVES)}, CTL, "PROCBASED_CTLS2"},
+    {{CR3_TARGET_COUNT, 5}, CTL, "CR3_TARGET"},
+    {{IO_BITMAP_A, 0x10008}, CTL, "IO_BITMAP_A", .with = {{CPU_BASED_VM_EXEC_CONTROL, EXEC(CPU_USE_IO_BITMAPS)}}},
+    {{IO_BITMAP_B, 1ull << 60}, CTL, "IO_BITMAP_B", .with = {{CPU_BASED_VM_EXEC_CONTROL, EXEC(CPU_USE_IO_BITMAPS)}}},
+    {{MSR_BITMAP, 0x10001}, CTL, "MSR_BITMAP"},
+    {{VIRTUAL_APIC_PAGE_ADDR, 0x1001},
+     CTL,
+     "VIRTUAL_APIC",
+     .with = {{CPU_BASED_VM_EXEC_CONTROL, EXEC(CPU_TPR_SHADOW)}}},
+    {{TPR_THRESHOLD, 0x10}, CTL, "TPR_THRESHOLD", .with = {{CPU_BASED_VM_EXEC_CONTROL, EXEC(CPU_TPR_SHADOW)}}},
+    {{TPR_THRESHOLD, 1}, CTL, "tpr_at_threshold", .with = {{CPU_BASED_VM_EXEC_CONTROL, EXEC(CPU_TPR_SHADOW)}}},
+    {{PIN_BASED_VM_EXEC_CONTROL, PIN(PIN_VIRTUAL_NMIS)}, CTL, "VIRTUAL_NMIS"},
+    {{CPU_BASED_VM_EXEC_CONTROL, EXEC(CPU_NMI_WINDOW_EXITING)},
+     CTL,
+     "NMI_WINDOW",
+     .with = {{PIN_BASED_VM_EXEC_CONTROL, PIN(PIN_NMI_EXITING)}}},
+    {{VIRTUAL_PROCESSOR_ID, 0}, CTL, "VIRTUAL_PROCESSOR_ID"},
+    {{EPT_POINTER, 0x1000 | EPTP_WALK4 | 5}, CTL, "EPT_POINTER & 7"},
+    {{EPT_POINTER, 0x1000 | 2 << 3 | EPTP_WB}, CTL, "EPTP_WALK4"},
+    {{EPT_POINTER, 0x1000 | EPTP_WALK4 | EPTP_WB | 0x80}, CTL, "0xf80"},
+    {{EPT_POINTER, 1ull << 60 | EPTP_WALK4 | EPTP_WB}, CTL, "HPA_LIMIT"},
+    {{SECONDARY_VM_EXEC_CONTROL, CPU2_UNRESTRICTED_GUEST}, CTL, "UNRESTRICTED"},
     /* exit and entry controls */
-    { { VM_EXIT_CONTROLS, XCTL(0) & ~1u }, CTL, "EXIT_CTLS" },
-    { { VM_EXIT_CONTROLS, XCTL(EXIT_LOAD_PERF_GLOBAL_CTRL) }, CTL, "EXIT_CTLS" },
-    { { VM_EXIT_CONTROLS, XCTL(EXIT_SAVE_PREEMPTION_TIMER) }, CTL, "SAVE_PREEMPTION" },
-    { { VM_EXIT_MSR_STORE_COUNT, 1 }, CTL, "MSR_STORE", .with = { { VM_EXIT_MSR_STORE_ADDR, 8 } } },
-    { { VM_EXIT_MSR_LOAD_COUNT, 513 }, CTL, "EXIT_MSR_LOAD" },
-    { { VM_EXIT_MSR_LOAD_COUNT, 1 }, CTL, "EXIT_MSR_LOAD", .with = { { VM_EXIT_MSR_LOAD_ADDR, 1ull << 60 } } },
-    { { VM_ENTRY_CONTROLS, NCTL(0) & ~1u }, CTL, "ENTRY_CTLS" },
-    { { VM_ENTRY_CONTROLS, NCTL(ENTRY_SMM) }, CTL, "ENTRY_CTLS" },
-    { { VM_ENTRY_MSR_LOAD_COUNT, 1 }, CTL, "ENTRY_MSR_LOAD", .with = { { VM_ENTRY_MSR_LOAD_ADDR, 4 } } },
+    {{VM_EXIT_CONTROLS, XCTL(0) & ~1u}, CTL, "EXIT_CTLS"},
+    {{VM_EXIT_CONTROLS, XCTL(EXIT_LOAD_PERF_GLOBAL_CTRL)}, CTL, "EXIT_CTLS"},
+    {{VM_EXIT_CONTROLS, XCTL(EXIT_SAVE_PREEMPTION_TIMER)}, CTL, "SAVE_PREEMPTION"},
+    {{VM_EXIT_MSR_STORE_COUNT, 1}, CTL, "MSR_STORE", .with = {{VM_EXIT_MSR_STORE_ADDR, 8}}},
+    {{VM_EXIT_MSR_LOAD_COUNT, 513}, CTL, "EXIT_MSR_LOAD"},
+    {{VM_EXIT_MSR_LOAD_COUNT, 1}, CTL, "EXIT_MSR_LOAD", .with = {{VM_EXIT_MSR_LOAD_ADDR, 1ull << 60}}},
+    {{VM_ENTRY_CONTROLS, NCTL(0) & ~1u}, CTL, "ENTRY_CTLS"},
+    {{VM_ENTRY_CONTROLS, NCTL(ENTRY_SMM)}, CTL, "ENTRY_CTLS"},
+    {{VM_ENTRY_MSR_LOAD_COUNT, 1}, CTL, "ENTRY_MSR_LOAD", .with = {{VM_ENTRY_MSR_LOAD_ADDR, 4}}},
     /* injection */
-    { { VM_ENTRY_INTR_INFO_FIELD, INJECT(1, 32, 0) }, CTL, "type != 1" },
-    { { VM_ENTRY_INTR_INFO_FIELD, INJECT(INTR_NMI, 3, 0) }, CTL, "VEC_NMI" },
-    { { VM_ENTRY_INTR_INFO_FIELD, INJECT(INTR_HARD_EXC, 32, 0) }, CTL, "vector < 32" },
-    { { VM_ENTRY_INTR_INFO_FIELD, INJECT(INTR_OTHER, 1, 0) }, CTL, "INTR_OTHER" },
-    { { VM_ENTRY_INTR_INFO_FIELD, INJECT(INTR_HARD_EXC, 13, 0) }, CTL, "vector_has_error" },
-    { { VM_ENTRY_INTR_INFO_FIELD, INJECT(INTR_HARD_EXC, 6, INTR_INFO_ERROR_CODE) }, CTL, "vector_has_error" },
-    { { VM_ENTRY_INTR_INFO_FIELD, INJECT(INTR_SOFT_INT, 13, INTR_INFO_ERROR_CODE) }, CTL, "vector_has_error" },
-    { { VM_ENTRY_INTR_INFO_FIELD, INJECT(INTR_HARD_EXC, 6, 1 << 12) }, CTL, "0x7ffff000" },
-    { { VM_ENTRY_INTR_INFO_FIELD, INJECT(INTR_HARD_EXC, 13, INTR_INFO_ERROR_CODE) }, CTL, "EXCEPTION_ERROR_CODE",
-      .with = { { VM_ENTRY_EXCEPTION_ERROR_CODE, 0x10000 } } },
-    { { VM_ENTRY_INTR_INFO_FIELD, INJECT(INTR_SOFT_INT, 0x80, 0) }, CTL, "INSTRUCTION_LEN",
-      .with = { { VM_ENTRY_INSTRUCTION_LEN, 16 } } },
+    {{VM_ENTRY_INTR_INFO_FIELD, INJECT(1, 32, 0)}, CTL, "type != 1"},
+    {{VM_ENTRY_INTR_INFO_FIELD, INJECT(INTR_NMI, 3, 0)}, CTL, "VEC_NMI"},
+    {{VM_ENTRY_INTR_INFO_FIELD, INJECT(INTR_HARD_EXC, 32, 0)}, CTL, "vector < 32"},
+    {{VM_ENTRY_INTR_INFO_FIELD, INJECT(INTR_OTHER, 1, 0)}, CTL, "INTR_OTHER"},
+    {{VM_ENTRY_INTR_INFO_FIELD, INJECT(INTR_HARD_EXC, 13, 0)}, CTL, "vector_has_error"},
+    {{VM_ENTRY_INTR_INFO_FIELD, INJECT(INTR_HARD_EXC, 6, INTR_INFO_ERROR_CODE)}, CTL, "vector_has_error"},
+    {{VM_ENTRY_INTR_INFO_FIELD, INJECT(INTR_SOFT_INT, 13, INTR_INFO_ERROR_CODE)}, CTL, "vector_has_error"},
+    {{VM_ENTRY_INTR_INFO_FIELD, INJECT(INTR_HARD_EXC, 6, 1 << 12)}, CTL, "0x7ffff000"},
+    {{VM_ENTRY_INTR_INFO_FIELD, INJECT(INTR_HARD_EXC, 13, INTR_INFO_ERROR_CODE)},
+     CTL,
+     "EXCEPTION_ERROR_CODE",
+     .with = {{VM_ENTRY_EXCEPTION_ERROR_CODE, 0x10000}}},
+    {{VM_ENTRY_INTR_INFO_FIELD, INJECT(INTR_SOFT_INT, 0x80, 0)},
+     CTL,
+     "INSTRUCTION_LEN",
+     .with = {{VM_ENTRY_INSTRUCTION_LEN, 16}}},
     /* host state */
-    { { HOST_CR0, CR0_PE | CR0_PG }, HOST, "HOST_CR0" },
-    { { HOST_CR4, CR4_PAE }, HOST, "CR4_VMXE" },
-    { { HOST_CR4, CR4_VMXE }, HOST, "CR4_PAE" },
-    { { HOST_CR3, BIG }, HOST, "HOST_CR3" },
-    { { HOST_IA32_SYSENTER_ESP, NONCANON }, HOST, "SYSENTER_ESP" },
-    { { HOST_IA32_SYSENTER_EIP, NONCANON }, HOST, "SYSENTER_EIP" },
-    { { HOST_IA32_PAT, 2 }, HOST, "HOST_IA32_PAT" },
-    { { HOST_IA32_EFER, EFER_LMA | EFER_LME | 2 }, HOST, "EFER_KNOWN" },
-    { { HOST_IA32_EFER, EFER_LMA }, HOST, "EFER_LME" },
-    { { HOST_CS_SELECTOR, 0 }, HOST, "HOST_CS_SELECTOR != 0" },
-    { { HOST_TR_SELECTOR, 0 }, HOST, "HOST_TR_SELECTOR != 0" },
-    { { HOST_DS_SELECTOR, 3 }, HOST, "& 7" },
-    { { HOST_SS_SELECTOR, 4 }, HOST, "& 7" },
-    { { HOST_FS_BASE, NONCANON }, HOST, "HOST_FS_BASE" },
-    { { HOST_GS_BASE, NONCANON }, HOST, "HOST_GS_BASE" },
-    { { HOST_GDTR_BASE, NONCANON }, HOST, "HOST_GDTR_BASE" },
-    { { HOST_IDTR_BASE, NONCANON }, HOST, "HOST_IDTR_BASE" },
-    { { HOST_TR_BASE, NONCANON }, HOST, "HOST_TR_BASE" },
-    { { VM_EXIT_CONTROLS, EXIT_DEFAULT1 }, HOST, "ADDR_SPACE_SIZE" },
-    { { HOST_RIP, NONCANON }, HOST, "HOST_RIP" },
+    {{HOST_CR0, CR0_PE | CR0_PG}, HOST, "HOST_CR0"},
+    {{HOST_CR4, CR4_PAE}, HOST, "CR4_VMXE"},
+    {{HOST_CR4, CR4_VMXE}, HOST, "CR4_PAE"},
+    {{HOST_CR3, BIG}, HOST, "HOST_CR3"},
+    {{HOST_IA32_SYSENTER_ESP, NONCANON}, HOST, "SYSENTER_ESP"},
+    {{HOST_IA32_SYSENTER_EIP, NONCANON}, HOST, "SYSENTER_EIP"},
+    {{HOST_IA32_PAT, 2}, HOST, "HOST_IA32_PAT"},
+    {{HOST_IA32_EFER, EFER_LMA | EFER_LME | 2}, HOST, "EFER_KNOWN"},
+    {{HOST_IA32_EFER, EFER_LMA}, HOST, "EFER_LME"},
+    {{HOST_CS_SELECTOR, 0}, HOST, "HOST_CS_SELECTOR != 0"},
+    {{HOST_TR_SELECTOR, 0}, HOST, "HOST_TR_SELECTOR != 0"},
+    {{HOST_DS_SELECTOR, 3}, HOST, "& 7"},
+    {{HOST_SS_SELECTOR, 4}, HOST, "& 7"},
+    {{HOST_FS_BASE, NONCANON}, HOST, "HOST_FS_BASE"},
+    {{HOST_GS_BASE, NONCANON}, HOST, "HOST_GS_BASE"},
+    {{HOST_GDTR_BASE, NONCANON}, HOST, "HOST_GDTR_BASE"},
+    {{HOST_IDTR_BASE, NONCANON}, HOST, "HOST_IDTR_BASE"},
+    {{HOST_TR_BASE, NONCANON}, HOST, "HOST_TR_BASE"},
+    {{VM_EXIT_CONTROLS, EXIT_DEFAULT1}, HOST, "ADDR_SPACE_SIZE"},
+    {{HOST_RIP, NONCANON}, HOST, "HOST_RIP"},
     /* guest control registers and MSRs */
-    { { GUEST_CR0, CR0_PE | CR0_PG }, GUEST, "GUEST_CR0" },
-    { { GUEST_CR0, CR0_PE | CR0_PG | CR0_NE | 1ull << 32 }, GUEST, "GUEST_CR0" },
-    { { GUEST_CR0, CR0_PG | CR0_NE }, GUEST, "g->pe" },
-    { { GUEST_CR0, CR0_PE | CR0_NE }, GUEST, "GUEST_CR0", .with = { RESTRICTED } },
-    { { GUEST_CR4, CR4_PAE }, GUEST, "CR4_VMXE" },
-    { { GUEST_CR4, CR4_PAE | CR4_VMXE | 1 << 12 }, GUEST, "cr4_fixed1" },
-    { { GUEST_CR4, CR4_VMXE }, GUEST, "CR4_PAE" },
-    { { GUEST_CR0, CR0_PE | CR0_NE }, GUEST, "g->pg" },
-    { { GUEST_CR4, CR4_VMXE | CR4_PAE | CR4_PCIDE }, GUEST, "PCIDE", .with = { LEGACY } },
-    { { GUEST_IA32_DEBUGCTL, 4 }, GUEST, "DEBUGCTL" },
-    { { GUEST_CR3, BIG }, GUEST, "GUEST_CR3" },
-    { { GUEST_DR7, 1ull << 32 }, GUEST, "DR7" },
-    { { GUEST_SYSENTER_ESP, NONCANON }, GUEST, "SYSENTER_ESP" },
-    { { GUEST_SYSENTER_EIP, NONCANON }, GUEST, "SYSENTER_EIP" },
-    { { GUEST_IA32_PAT, 0x0307 }, GUEST, "GUEST_IA32_PAT" },
-    { { GUEST_IA32_EFER, EFER_LMA | EFER_LME | 2 }, GUEST, "EFER_KNOWN" },
-    { { GUEST_IA32_EFER, EFER_LME }, GUEST, "EFER_LMA" },
-    { { GUEST_IA32_EFER, EFER_LMA }, GUEST, "EFER_LME" },
+    {{GUEST_CR0, CR0_PE | CR0_PG}, GUEST, "GUEST_CR0"},
+    {{GUEST_CR0, CR0_PE | CR0_PG | CR0_NE | 1ull << 32}, GUEST, "GUEST_CR0"},
+    {{GUEST_CR0, CR0_PG | CR0_NE}, GUEST, "g->pe"},
+    {{GUEST_CR0, CR0_PE | CR0_NE}, GUEST, "GUEST_CR0", .with = {RESTRICTED}},
+    {{GUEST_CR4, CR4_PAE}, GUEST, "CR4_VMXE"},
+    {{GUEST_CR4, CR4_PAE | CR4_VMXE | 1 << 12}, GUEST, "cr4_fixed1"},
+    {{GUEST_CR4, CR4_VMXE}, GUEST, "CR4_PAE"},
+    {{GUEST_CR0, CR0_PE | CR0_NE}, GUEST, "g->pg"},
+    {{GUEST_CR4, CR4_VMXE | CR4_PAE | CR4_PCIDE}, GUEST, "PCIDE", .with = {LEGACY}},
+    {{GUEST_IA32_DEBUGCTL, 4}, GUEST, "DEBUGCTL"},
+    {{GUEST_CR3, BIG}, GUEST, "GUEST_CR3"},
+    {{GUEST_DR7, 1ull << 32}, GUEST, "DR7"},
+    {{GUEST_SYSENTER_ESP, NONCANON}, GUEST, "SYSENTER_ESP"},
+    {{GUEST_SYSENTER_EIP, NONCANON}, GUEST, "SYSENTER_EIP"},
+    {{GUEST_IA32_PAT, 0x0307}, GUEST, "GUEST_IA32_PAT"},
+    {{GUEST_IA32_EFER, EFER_LMA | EFER_LME | 2}, GUEST, "EFER_KNOWN"},
+    {{GUEST_IA32_EFER, EFER_LME}, GUEST, "EFER_LMA"},
+    {{GUEST_IA32_EFER, EFER_LMA}, GUEST, "EFER_LME"},
     /* segments */
-    { AR(CS, 0xa091), GUEST, "type == 9" },
-    { AR(CS, 0xa093), GUEST, "type == 9", .with = { RESTRICTED } },
-    { AR(CS, 0xa08b), GUEST, "AR_S" },
-    { AR(CS, 0xc0f3), GUEST, "dpl == 0", .with = { LEGACY, AR(SS, 0xc0f3) } },
-    { AR(CS, 0xa0fb), GUEST, "dpl == ss_dpl" },
-    { AR(CS, 0xa0ff), GUEST, "dpl <= ss_dpl" },
-    { AR(CS, 0xa01b), GUEST, "AR_P" },
-    { AR(CS, 0xa19b), GUEST, "0xfffe0f00" },
-    { AR(CS, 0xe09b), GUEST, "AR_DB" },
-    { AR(CS, 0x209b), GUEST, "granularity" },
-    { { GUEST_CS_LIMIT, 0xfffff00 }, GUEST, "granularity" },
-    { { GUEST_CS_BASE, 1ull << 32 }, GUEST, "GUEST_CS_BASE" },
-    { { GUEST_CS_SELECTOR, 0xb }, GUEST, "rpl ==", .with = { RESTRICTED } },
-    { { GUEST_SS_AR_BYTES, 0xc0f3 }, GUEST, "AR_DPL(ar) == rpl", .with = { RESTRICTED, AR(CS, 0xa09f) } },
-    { AR(SS, 0xc0f3), GUEST, "AR_DPL(ar) == 0", .with = { LEGACY, AR(CS, 0xc093) } },
-    { AR(SS, 0xc091), GUEST, "AR_TYPE(ar) == 3" },
-    { AR(SS, 0xc083), GUEST, "AR_S" },
-    { AR(SS, 0xc013), GUEST, "AR_P" },
-    { AR(SS, 0xc193), GUEST, "0xf00" },
-    { AR(SS, 0x4093), GUEST, "granularity" },
-    { AR(SS, 0x2c093), GUEST, "0xfffe0000" },
-    { { GUEST_SS_BASE, 1ull << 32 }, GUEST, "GUEST_SS_BASE" },
-    { AR(DS, 0xc092), GUEST, "type & 1" },
-    { AR(ES, 0xc099), GUEST, "type & 2" },
-    { AR(FS, 0xc083), GUEST, "AR_S" },
-    { { GUEST_GS_SELECTOR, 0x13 }, GUEST, "AR_DPL(ar) >=", .with = { RESTRICTED } },
-    { AR(DS, 0xc013), GUEST, "AR_P" },
-    { AR(ES, 0xc393), GUEST, "0xf00" },
-    { AR(FS, 0x4093), GUEST, "granularity" },
-    { AR(GS, 0x4c093), GUEST, "0xfffe0000" },
-    { { GUEST_DS_BASE, 1ull << 40 }, GUEST, "base32 || !(base" },
-    { { GUEST_FS_BASE, NONCANON }, GUEST, "cpu_canonical(base)" },
-    { { GUEST_GS_BASE, NONCANON }, GUEST, "cpu_canonical(base)" },
-    { { GUEST_TR_SELECTOR, 4 }, GUEST, "GUEST_TR_SELECTOR" },
-    { { GUEST_TR_BASE, NONCANON }, GUEST, "GUEST_TR_BASE" },
-    { AR(TR, 0x83), GUEST, "AR_TYPE(tr)" },
-    { AR(TR, 0x89), GUEST, "AR_TYPE(tr)" },
-    { AR(TR, 0x9b), GUEST, "tr & AR_S" },
-    { AR(TR, 0x0b), GUEST, "tr & AR_P" },
-    { AR(TR, 0x1008b), GUEST, "0xffff0f00" },
-    { { GUEST_TR_LIMIT, 0x100000 }, GUEST, "GUEST_TR_LIMIT" },
-    { { GUEST_LDTR_SELECTOR, 4 }, GUEST, "LDTR_SELECTOR", .with = { AR(LDTR, 0x82) } },
-    { { GUEST_LDTR_BASE, NONCANON }, GUEST, "LDTR_BASE", .with = { AR(LDTR, 0x82) } },
-    { AR(LDTR, 0x83), GUEST, "AR_TYPE(ldtr)" },
-    { AR(LDTR, 0x92), GUEST, "ldtr & AR_S" },
-    { AR(LDTR, 0x02), GUEST, "ldtr & AR_P" },
-    { AR(LDTR, 0x182), GUEST, "0xfffe0f00" },
-    { AR(LDTR, 0x8082), GUEST, "LDTR_LIMIT" },
+    {AR(CS, 0xa091), GUEST, "type == 9"},
+    {AR(CS, 0xa093), GUEST, "type == 9", .with = {RESTRICTED}},
+    {AR(CS, 0xa08b), GUEST, "AR_S"},
+    {AR(CS, 0xc0f3), GUEST, "dpl == 0", .with = {LEGACY, AR(SS, 0xc0f3)}},
+    {AR(CS, 0xa0fb), GUEST, "dpl == ss_dpl"},
+    {AR(CS, 0xa0ff), GUEST, "dpl <= ss_dpl"},
+    {AR(CS, 0xa01b), GUEST, "AR_P"},
+    {AR(CS, 0xa19b), GUEST, "0xfffe0f00"},
+    {AR(CS, 0xe09b), GUEST, "AR_DB"},
+    {AR(CS, 0x209b), GUEST, "granularity"},
+    {{GUEST_CS_LIMIT, 0xfffff00}, GUEST, "granularity"},
+    {{GUEST_CS_BASE, 1ull << 32}, GUEST, "GUEST_CS_BASE"},
+    {{GUEST_CS_SELECTOR, 0xb}, GUEST, "rpl ==", .with = {RESTRICTED}},
+    {{GUEST_SS_AR_BYTES, 0xc0f3}, GUEST, "AR_DPL(ar) == rpl", .with = {RESTRICTED, AR(CS, 0xa09f)}},
+    {AR(SS, 0xc0f3), GUEST, "AR_DPL(ar) == 0", .with = {LEGACY, AR(CS, 0xc093)}},
+    {AR(SS, 0xc091), GUEST, "AR_TYPE(ar) == 3"},
+    {AR(SS, 0xc083), GUEST, "AR_S"},
+    {AR(SS, 0xc013), GUEST, "AR_P"},
+    {AR(SS, 0xc193), GUEST, "0xf00"},
+    {AR(SS, 0x4093), GUEST, "granularity"},
+    {AR(SS, 0x2c093), GUEST, "0xfffe0000"},
+    {{GUEST_SS_BASE, 1ull << 32}, GUEST, "GUEST_SS_BASE"},
+    {AR(DS, 0xc092), GUEST, "type & 1"},
+    {AR(ES, 0xc099), GUEST, "type & 2"},
+    {AR(FS, 0xc083), GUEST, "AR_S"},
+    {{GUEST_GS_SELECTOR, 0x13}, GUEST, "AR_DPL(ar) >=", .with = {RESTRICTED}},
+    {AR(DS, 0xc013), GUEST, "AR_P"},
+    {AR(ES, 0xc393), GUEST, "0xf00"},
+    {AR(FS, 0x4093), GUEST, "granularity"},
+    {AR(GS, 0x4c093), GUEST, "0xfffe0000"},
+    {{GUEST_DS_BASE, 1ull << 40}, GUEST, "base32 || !(base"},
+    {{GUEST_FS_BASE, NONCANON}, GUEST, "cpu_canonical(base)"},
+    {{GUEST_GS_BASE, NONCANON}, GUEST, "cpu_canonical(base)"},
+    {{GUEST_TR_SELECTOR, 4}, GUEST, "GUEST_TR_SELECTOR"},
+    {{GUEST_TR_BASE, NONCANON}, GUEST, "GUEST_TR_BASE"},
+    {AR(TR, 0x83), GUEST, "AR_TYPE(tr)"},
+    {AR(TR, 0x89), GUEST, "AR_TYPE(tr)"},
+    {AR(TR, 0x9b), GUEST, "tr & AR_S"},
+    {AR(TR, 0x0b), GUEST, "tr & AR_P"},
+    {AR(TR, 0x1008b), GUEST, "0xffff0f00"},
+    {{GUEST_TR_LIMIT, 0x100000}, GUEST, "GUEST_TR_LIMIT"},
+    {{GUEST_LDTR_SELECTOR, 4}, GUEST, "LDTR_SELECTOR", .with = {AR(LDTR, 0x82)}},
+    {{GUEST_LDTR_BASE, NONCANON}, GUEST, "LDTR_BASE", .with = {AR(LDTR, 0x82)}},
+    {AR(LDTR, 0x83), GUEST, "AR_TYPE(ldtr)"},
+    {AR(LDTR, 0x92), GUEST, "ldtr & AR_S"},
+    {AR(LDTR, 0x02), GUEST, "ldtr & AR_P"},
+    {AR(LDTR, 0x182), GUEST, "0xfffe0f00"},
+    {AR(LDTR, 0x8082), GUEST, "LDTR_LIMIT"},
     /* descriptor tables, RIP, RFLAGS */
-    { { GUEST_GDTR_BASE, NONCANON }, GUEST, "GDTR_BASE" },
-    { { GUEST_IDTR_BASE, NONCANON }, GUEST, "IDTR_BASE" },
-    { { GUEST_GDTR_LIMIT, 0x10000 }, GUEST, "GDTR_LIMIT" },
-    { { GUEST_IDTR_LIMIT, 0x10000 }, GUEST, "IDTR_LIMIT" },
-    { { GUEST_RIP, 1ull << 32 }, GUEST, "long64", .with = { LEGACY } },
-    { { GUEST_RIP, 1ull << 50 }, GUEST, "high" },
-    { { GUEST_RFLAGS, 2 | 1 << 15 }, GUEST, "0x3f7fd7" },
-    { { GUEST_RFLAGS, 2 | 1 << 22 }, GUEST, "0x3f7fd7" },
-    { { GUEST_RFLAGS, 0 }, GUEST, "F_RESERVED" },
-    { { VM_ENTRY_INTR_INFO_FIELD, INJECT(INTR_EXT, 32, 0) }, GUEST, "F_IF" },
+    {{GUEST_GDTR_BASE, NONCANON}, GUEST, "GDTR_BASE"},
+    {{GUEST_IDTR_BASE, NONCANON}, GUEST, "IDTR_BASE"},
+    {{GUEST_GDTR_LIMIT, 0x10000}, GUEST, "GDTR_LIMIT"},
+    {{GUEST_IDTR_LIMIT, 0x10000}, GUEST, "IDTR_LIMIT"},
+    {{GUEST_RIP, 1ull << 32}, GUEST, "long64", .with = {LEGACY}},
+    {{GUEST_RIP, 1ull << 50}, GUEST, "high"},
+    {{GUEST_RFLAGS, 2 | 1 << 15}, GUEST, "0x3f7fd7"},
+    {{GUEST_RFLAGS, 2 | 1 << 22}, GUEST, "0x3f7fd7"},
+    {{GUEST_RFLAGS, 0}, GUEST, "F_RESERVED"},
+    {{VM_ENTRY_INTR_INFO_FIELD, INJECT(INTR_EXT, 32, 0)}, GUEST, "F_IF"},
     /* non-register state */
-    { { GUEST_ACTIVITY_STATE, ACTIVITY_SHUTDOWN }, GUEST, "ACTIVITY_HLT" },
-    { { GUEST_ACTIVITY_STATE, ACTIVITY_HLT }, GUEST, "GUEST_SS_AR", .with = { AR(SS, 0xc0f3), AR(CS, 0xa0fb) } },
-    { { GUEST_ACTIVITY_STATE, ACTIVITY_HLT }, GUEST, "!shadow",
-      .with = { { GUEST_INTERRUPTIBILITY_INFO, INTR_BLOCK_MOVSS } } },
-    { { VM_ENTRY_INTR_INFO_FIELD, INJECT(INTR_HARD_EXC, 6, 0) }, GUEST, "activity_takes",
-      .with = { { GUEST_ACTIVITY_STATE, ACTIVITY_HLT } } },
-    { { GUEST_INTERRUPTIBILITY_INFO, 0x10 }, GUEST, "~0xf" },
-    { { GUEST_INTERRUPTIBILITY_INFO, 3 }, GUEST, "INTR_BLOCK_STI | INTR_BLOCK_MOVSS", .with = { { GUEST_RFLAGS, 2 | F_IF } } },
-    { { GUEST_INTERRUPTIBILITY_INFO, INTR_BLOCK_STI }, GUEST, "F_IF" },
-    { { VM_ENTRY_INTR_INFO_FIELD, INJECT(INTR_EXT, 32, 0) }, GUEST, "!shadow",
-      .with = { { GUEST_INTERRUPTIBILITY_INFO, INTR_BLOCK_STI }, { GUEST_RFLAGS, 2 | F_IF } } },
-    { { VM_ENTRY_INTR_INFO_FIELD, INJECT(INTR_NMI, 2, 0) }, GUEST, "INTR_BLOCK_MOVSS",
-      .with = { { GUEST_INTERRUPTIBILITY_INFO, INTR_BLOCK_MOVSS } } },
-    { { VM_ENTRY_INTR_INFO_FIELD, INJECT(INTR_NMI, 2, 0) }, GUEST, "INTR_BLOCK_NMI",
-      .with = { { GUEST_INTERRUPTIBILITY_INFO, INTR_BLOCK_NMI } } },
-    { { GUEST_INTERRUPTIBILITY_INFO, INTR_BLOCK_SMI }, GUEST, "INTR_BLOCK_SMI" },
-    { { GUEST_PENDING_DBG_EXCEPTIONS, 0x10 }, GUEST, "0x500f" },
-    { { GUEST_PENDING_DBG_EXCEPTIONS, DR6_BS }, GUEST, "DR6_BS",
-      .with = { { GUEST_INTERRUPTIBILITY_INFO, INTR_BLOCK_MOVSS } } },
-    { { VMCS_LINK_POINTER, 0 }, GUEST, "LINK", .qualification = 4 },
-    { { GUEST_PDPTR2, 3 }, GUEST, "PDPTR2", .qualification = 2, .with = { LEGACY } },
-    { { GUEST_PDPTR3, BIG | 1 }, GUEST, "PDPTR3", .qualification = 2, .with = { LEGACY } },
+    {{GUEST_ACTIVITY_STATE, ACTIVITY_SHUTDOWN}, GUEST, "ACTIVITY_HLT"},
+    {{GUEST_ACTIVITY_STATE, ACTIVITY_HLT}, GUEST, "GUEST_SS_AR", .with = {AR(SS, 0xc0f3), AR(CS, 0xa0fb)}},
+    {{GUEST_ACTIVITY_STATE, ACTIVITY_HLT}, GUEST, "!shadow", .with = {{GUEST_INTERRUPTIBILITY_INFO, INTR_BLOCK_MOVSS}}},
+    {{VM_ENTRY_INTR_INFO_FIELD, INJECT(INTR_HARD_EXC, 6, 0)},
+     GUEST,
+     "activity_takes",
+     .with = {{GUEST_ACTIVITY_STATE, ACTIVITY_HLT}}},
+    {{GUEST_INTERRUPTIBILITY_INFO, 0x10}, GUEST, "~0xf"},
+    {{GUEST_INTERRUPTIBILITY_INFO, 3}, GUEST, "INTR_BLOCK_STI | INTR_BLOCK_MOVSS", .with = {{GUEST_RFLAGS, 2 | F_IF}}},
+    {{GUEST_INTERRUPTIBILITY_INFO, INTR_BLOCK_STI}, GUEST, "F_IF"},
+    {{VM_ENTRY_INTR_INFO_FIELD, INJECT(INTR_EXT, 32, 0)},
+     GUEST,
+     "!shadow",
+     .with = {{GUEST_INTERRUPTIBILITY_INFO, INTR_BLOCK_STI}, {GUEST_RFLAGS, 2 | F_IF}}},
+    {{VM_ENTRY_INTR_INFO_FIELD, INJECT(INTR_NMI, 2, 0)},
+     GUEST,
+     "INTR_BLOCK_MOVSS",
+     .with = {{GUEST_INTERRUPTIBILITY_INFO, INTR_BLOCK_MOVSS}}},
+    {{VM_ENTRY_INTR_INFO_FIELD, INJECT(INTR_NMI, 2, 0)},
+     GUEST,
+     "INTR_BLOCK_NMI",
+     .with = {{GUEST_INTERRUPTIBILITY_INFO, INTR_BLOCK_NMI}}},
+    {{GUEST_INTERRUPTIBILITY_INFO, INTR_BLOCK_SMI}, GUEST, "INTR_BLOCK_SMI"},
+    {{GUEST_PENDING_DBG_EXCEPTIONS, 0x10}, GUEST, "0x500f"},
+    {{GUEST_PENDING_DBG_EXCEPTIONS, DR6_BS},
+     GUEST,
+     "DR6_BS",
+     .with = {{GUEST_INTERRUPTIBILITY_INFO, INTR_BLOCK_MOVSS}}},
+    {{VMCS_LINK_POINTER, 0}, GUEST, "LINK", .qualification = 4},
+    {{GUEST_PDPTR2, 3}, GUEST, "PDPTR2", .qualification = 2, .with = {LEGACY}},
+    {{GUEST_PDPTR3, BIG | 1}, GUEST, "PDPTR3", .qualification = 2, .with = {LEGACY}},
 };
 
 static void apply(struct guest *g, const struct check *c)
@@ -382,8 +369,8 @@ static void expect_failure(struct guest *g, const struct check *c, enum vmx_resu
     assert_int_equal(guest_r(g, EXIT_QUALIFICATION), c->qualification);
 }
 
-/* Each row: the entry works, fails for exactly the named check when one field is bad, and works again when it is mended:
- * so the skipping of groups that no VMWRITE touched is tested as well. */
+/* Each row: the entry works, fails for exactly the named check when one field is bad, and works again when it is
+ * mended: so the skipping of groups that no VMWRITE touched is tested as well. */
 static void each_entry_check_fails_by_name(void **state)
 {
     struct guest *g = *state;
@@ -414,12 +401,11 @@ static void each_entry_check_fails_by_name(void **state)
 int main(void)
 {
     static const struct CMUnitTest tests[] = {
-        cmocka_unit_test_setup_teardown(vmx_instructions_fail_as_the_manual_says, setup, teardown),
-        cmocka_unit_test_setup_teardown(fields_hold_their_width, setup, teardown),
-        cmocka_unit_test_setup_teardown(other_encodings_are_refused, setup, teardown),
-        cmocka_unit_test_setup_teardown(each_entry_check_fails_by_name, setup, teardown),
+        SCRIPT_TEST(vmx_instructions_fail_as_the_manual_says),
+        SCRIPT_TEST(fields_hold_their_width),
+        SCRIPT_TEST(other_encodings_are_refused),
+        SCRIPT_TEST(each_entry_check_fails_by_name),
     };
 
-    engine_register(&script_engine);
     return cmocka_run_group_tests(tests, NULL, NULL);
 }
