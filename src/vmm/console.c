@@ -21,7 +21,10 @@ static struct {
     int wake_fd;
     pthread_t thread;
     _Atomic bool stop;
-} console = {.wake_fd = -1};
+    pthread_mutex_t lock; /* pending */
+    uint8_t pending[128]; /* goes to the guest before anything new is read */
+    unsigned npending;
+} console = {.wake_fd = -1, .lock = PTHREAD_MUTEX_INITIALIZER};
 
 static void restore_terminal(void)
 {
@@ -96,6 +99,37 @@ static void drain_wake(void)
         return;
 }
 
+void console_unread(const uint8_t *data, unsigned n)
+{
+    if (!n)
+        return;
+    pthread_mutex_lock(&console.lock);
+    if (n + console.npending <= sizeof(console.pending)) {
+        memmove(console.pending + n, console.pending, console.npending);
+        memcpy(console.pending, data, n);
+        console.npending += n;
+    }
+    pthread_mutex_unlock(&console.lock);
+    console_room();
+}
+
+/* Bytes that were read earlier: true when there were some. */
+static bool give_pending(unsigned room)
+{
+    uint8_t out[sizeof(console.pending)];
+    unsigned n;
+
+    pthread_mutex_lock(&console.lock);
+    n = console.npending < room ? console.npending : room;
+    memcpy(out, console.pending, n);
+    memmove(console.pending, console.pending + n, console.npending - n);
+    console.npending -= n;
+    pthread_mutex_unlock(&console.lock);
+    if (n)
+        serial_receive(console.machine->serial, out, n);
+    return n != 0;
+}
+
 /* Reads at most what the guest can take; on a terminal one byte more, so that Ctrl-A x always works. */
 static bool read_input(unsigned room)
 {
@@ -126,6 +160,8 @@ static void *console_thread(void *opaque)
         struct pollfd pfd[2] = {{.fd = console.wake_fd, .events = POLLIN},
                                 {.fd = open && (room || console.raw) ? STDIN_FILENO : -1, .events = POLLIN}};
 
+        if (room && give_pending(room))
+            continue;
         if (poll(pfd, 2, -1) < 0 && errno != EINTR)
             break;
         if (pfd[0].revents)

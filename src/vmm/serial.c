@@ -71,6 +71,19 @@ static uint8_t pop(struct serial *s)
     return c;
 }
 
+/* A driver clears the FIFO while it sets the port up. On a line the bytes would be lost; ours came from a file or a person
+ * and the guest has not read them: they go back and come again. */
+static void clear_fifo(struct serial *s)
+{
+    uint8_t unread[FIFO];
+
+    for (unsigned i = 0; i < s->count; i++)
+        unread[i] = s->fifo[(s->head + i) % FIFO];
+    if (!(s->mcr & MCR_LOOP))
+        console_unread(unread, s->count);
+    s->count = 0;
+}
+
 static uint8_t read_iir(struct serial *s)
 {
     uint8_t fifo = s->fcr & FCR_ENABLE ? IIR_FIFO : 0;
@@ -157,7 +170,7 @@ static void serial_write(struct device *dev, uint64_t off, unsigned size, uint64
         break;
     case REG_IIR: /* FCR */
         if ((v ^ s->fcr) & FCR_ENABLE || v & FCR_RX_CLEAR)
-            s->count = 0;
+            clear_fifo(s);
         s->fcr = v & 0xc9;
         break;
     case REG_LCR:
@@ -165,6 +178,7 @@ static void serial_write(struct device *dev, uint64_t off, unsigned size, uint64
         break;
     case REG_MCR:
         s->mcr = v & 0x1f;
+        console_room();
         break;
     case REG_SCR:
         s->scr = v;
@@ -177,6 +191,7 @@ static void serial_reset(struct device *dev)
 {
     struct serial *s = container_of(dev, struct serial, dev);
 
+    clear_fifo(s);
     s->ier = s->lcr = s->mcr = s->scr = s->fcr = s->lsr = 0;
     s->dll = 12; /* 9600 baud */
     s->dlm = 0;
@@ -191,7 +206,8 @@ unsigned serial_can_receive(struct device *dev)
     unsigned room;
 
     pthread_mutex_lock(&dev->lock);
-    room = (s->ier & IER_RX) && !s->count ? (s->fcr & FCR_ENABLE ? FIFO : 1) : 0;
+    /* A probing driver sets all of IER for a moment; one that listens has OUT2 (the interrupt's gate) on too. */
+    room = (s->ier & IER_RX) && (s->mcr & (MCR_OUT2 | MCR_LOOP)) == MCR_OUT2 && !s->count ? (s->fcr & FCR_ENABLE ? FIFO : 1) : 0;
     pthread_mutex_unlock(&dev->lock);
     return room;
 }

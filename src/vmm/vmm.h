@@ -160,6 +160,7 @@ int acpi_build(struct machine *, uint64_t *rsdp);
 int console_start(struct machine *);
 void console_stop(void);
 void console_write(const void *, size_t);
+void console_unread(const uint8_t *, unsigned n); /* bytes that the guest was given but has not read */
 void console_room(void); /* the serial port can take input again */
 
 /* serial.c */
