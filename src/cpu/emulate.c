@@ -106,6 +106,18 @@ static int one_read(struct cpu *cpu, gpa_t gpa, void *data, unsigned size)
     return st;
 }
 
+/* KVM may have written to memory that guests can execute, by a store of its own. */
+static void tell_code(struct cpu *cpu, gpa_t gpa, unsigned size)
+{
+    struct ept_fault fault;
+    unsigned perms;
+    hva_t page;
+
+    if (cpu->mem->eptp && ept_translate(cpu->mem, gpa, ACC_READ, &page, &perms, &fault) == 0 &&
+        code_page_present(cpu->domain, page))
+        code_written(cpu, page | (gpa & ~PAGE_MASK), size);
+}
+
 static int one_write(struct cpu *cpu, gpa_t gpa, const void *data, unsigned size)
 {
     struct emul_ctx *e = cpu->emul;
@@ -121,6 +133,8 @@ static int one_write(struct cpu *cpu, gpa_t gpa, const void *data, unsigned size
     mem_guest_leave(cpu);
     st = answered(e, e->ops->mmio_write(e->opaque, gpa, data, size), FOR_WRITE);
     mem_guest_enter(cpu);
+    if (st == CPU_OK)
+        tell_code(cpu, gpa, size);
     return st;
 }
 
@@ -372,6 +386,10 @@ int cpu_translate(struct cpu *cpu, gva_t gva, enum acc acc, gpa_t *gpa, struct c
     mem_guest_enter(cpu);
     st = mem_walk(cpu, gva, acc, cpu->s.acc_mode, WALK_NO_AD | WALK_QUIET, &x, &error);
     mem_guest_leave(cpu);
+    if (st == CPU_VMEXIT) {
+        *gpa = x.gpa;
+        return 1;
+    }
     if (st != CPU_OK) {
         *fault = (struct cpu_exception){.vector = VEC_PF, .has_error = true, .error = error, .payload = gva};
         return -1;

@@ -45,7 +45,7 @@ bool cpu_emulate_pending(const struct cpu *);
 const struct cpu_exception *cpu_emulate_fault(const struct cpu *);
 
 /* Guest-virtual to guest-physical with the guest's own tables and current privilege (KVM_TRANSLATE, tracing).
- * 0, or -1: *fault tells why. */
+ * 0; -1: *fault tells why; 1: the EPT does not map a paging structure, at *gpa: map it and ask again. */
 int cpu_translate(struct cpu *, gva_t, enum acc, gpa_t *, struct cpu_exception *fault);
 
 #endif

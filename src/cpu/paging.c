@@ -444,5 +444,9 @@ int mem_walk(struct cpu *cpu, gva_t gva, unsigned acc, enum acc_mode am, unsigne
         st = walk_form(&w, false);
     if (error)
         *error = w.error;
-    return unlikely(st != CPU_OK) ? st : walk_page(&w, x);
+    if (unlikely(st != CPU_OK)) {
+        x->gpa = w.n ? w.ref[w.n - 1].gpa : 0;
+        return st;
+    }
+    return walk_page(&w, x);
 }

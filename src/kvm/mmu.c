@@ -335,6 +335,12 @@ int kvm_tdp_page_fault(struct kvm_vcpu *vcpu, gpa_t gpa, uint64_t qualification)
 int kvm_mmu_gva_to_gpa(struct kvm_vcpu *vcpu, gva_t gva, unsigned access, gpa_t *gpa)
 {
     struct cpu_exception fault;
+    int r = 1;
 
-    return cpu_translate(vcpu->arch.cpu, gva, (enum acc)access, gpa, &fault);
+    for (unsigned level = 0; r == 1 && level < 5; level++) {
+        r = cpu_translate(vcpu->arch.cpu, gva, (enum acc)access, gpa, &fault);
+        if (r == 1 && kvm_tdp_page_fault(vcpu, *gpa, EPTQ_READ) != 1)
+            return -1; /* tables outside of RAM */
+    }
+    return r == 1 ? -1 : r;
 }
