@@ -1,0 +1,581 @@
+/* SPDX-License-Identifier: MIT
+ * test_run.c: KVM_RUN by API programs: halting, port and memory-mapped I/O, debugging, errors, interrupts. */
+#include "vm.h"
+#include <pthread.h>
+#include <setjmp.h>
+#include <signal.h>
+#include <stdarg.h>
+#include <cmocka.h>
+#include <linux/kvm_para.h>
+
+#define RAM (4ull << 20)
+
+static void expect_exit(struct vm *vm, uint32_t reason)
+{
+    const int r = vm_run(vm, 0);
+
+    if (r < 0)
+        print_error("KVM_RUN: %s\n", strerror(errno));
+    assert_int_equal(r, 0);
+    if (vm->run[0]->exit_reason != reason)
+        print_error("exit %u, expected %u, rip %#llx suberror %u entry failure %#llx\n", vm->run[0]->exit_reason, reason,
+                    (unsigned long long)vm_regs(vm, 0).rip, vm->run[0]->internal.suberror,
+                    (unsigned long long)vm->run[0]->fail_entry.hardware_entry_failure_reason);
+    assert_int_equal(vm->run[0]->exit_reason, reason);
+}
+
+static void *pio_data(struct vm *vm)
+{
+    return (uint8_t *)vm->run[0] + vm->run[0]->io.data_offset;
+}
+
+static void expect_out(struct vm *vm, uint16_t port, unsigned size, uint32_t value)
+{
+    uint32_t got = 0;
+
+    expect_exit(vm, KVM_EXIT_IO);
+    assert_int_equal(vm->run[0]->io.direction, KVM_EXIT_IO_OUT);
+    assert_int_equal(vm->run[0]->io.port, port);
+    assert_int_equal(vm->run[0]->io.size, size);
+    assert_int_equal(vm->run[0]->io.count, 1);
+    memcpy(&got, pio_data(vm), size);
+    assert_int_equal(got, value);
+}
+
+/* ---- real mode ---- */
+VM_ASM(real_hlt, 16, "mov $42, %ax\n hlt\n mov $43, %bx\n hlt\n");
+
+static void halts_in_real_mode(void **state)
+{
+    struct vm vm = vm_create(RAM);
+
+    vm_add_vcpu(&vm, 0);
+    vm_load(&vm, real_hlt);
+    vm_start_real(&vm, 0);
+    expect_exit(&vm, KVM_EXIT_HLT);
+    assert_int_equal(vm_regs(&vm, 0).rax, 42);
+    assert_int_equal(vm_regs(&vm, 0).rip, 4);
+    expect_exit(&vm, KVM_EXIT_HLT);
+    assert_int_equal(vm_regs(&vm, 0).rbx, 43);
+    vm_destroy(&vm);
+}
+
+VM_ASM(real_pio, 16,
+       "mov $0x3f8, %dx\n mov $3, %cx\n 1: mov %cl, %al\n out %al, (%dx)\n loop 1b\n"
+       "in (%dx), %ax\n add $1, %ax\n mov %ax, %bx\n in $0x60, %al\n mov $0xffffffff, %eax\n in $0x61, %al\n hlt\n");
+
+static void reads_and_writes_ports(void **state)
+{
+    struct vm vm = vm_create(RAM);
+
+    vm_add_vcpu(&vm, 0);
+    vm_load(&vm, real_pio);
+    vm_start_real(&vm, 0);
+    for (unsigned i = 3; i; i--)
+        expect_out(&vm, 0x3f8, 1, i);
+    expect_exit(&vm, KVM_EXIT_IO);
+    assert_int_equal(vm.run[0]->io.direction, KVM_EXIT_IO_IN);
+    assert_int_equal(vm.run[0]->io.size, 2);
+    memcpy(pio_data(&vm), &(uint16_t){0x1234}, 2);
+    expect_exit(&vm, KVM_EXIT_IO);
+    assert_int_equal(vm.run[0]->io.port, 0x60);
+    assert_int_equal(vm_regs(&vm, 0).rbx, 0x1235);
+    expect_exit(&vm, KVM_EXIT_IO);
+    *(uint8_t *)pio_data(&vm) = 0x5a;
+    expect_exit(&vm, KVM_EXIT_HLT);
+    assert_int_equal(vm_regs(&vm, 0).rax, 0xffffff5a);
+    vm_destroy(&vm);
+}
+
+VM_ASM(real_string, 16,
+       "cld\n mov $0x100, %si\n mov $600, %cx\n mov $0x3f8, %dx\n rep outsb\n"
+       "mov $0x200, %di\n mov $4, %cx\n rep insw\n hlt\n");
+
+static void moves_strings_through_ports(void **state)
+{
+    struct vm vm = vm_create(RAM);
+    unsigned total = 0;
+
+    vm_add_vcpu(&vm, 0);
+    vm_load(&vm, real_string);
+    vm_start_real(&vm, 0);
+    for (unsigned i = 0; i < 600; i++)
+        vm.ram[0x100 + i] = (uint8_t)(i * 7);
+    while (total < 600) {
+        expect_exit(&vm, KVM_EXIT_IO);
+        assert_int_equal(vm.run[0]->io.direction, KVM_EXIT_IO_OUT);
+        for (unsigned i = 0; i < vm.run[0]->io.count; i++, total++)
+            assert_int_equal(((uint8_t *)pio_data(&vm))[i], (uint8_t)(total * 7));
+    }
+    assert_int_equal(total, 600);
+    for (unsigned got = 0; got < 4;) {
+        expect_exit(&vm, KVM_EXIT_IO);
+        assert_int_equal(vm.run[0]->io.direction, KVM_EXIT_IO_IN);
+        assert_int_equal(vm.run[0]->io.size, 2);
+        for (unsigned i = 0; i < vm.run[0]->io.count; i++)
+            ((uint16_t *)pio_data(&vm))[i] = (uint16_t)(0x1000 + got++);
+    }
+    expect_exit(&vm, KVM_EXIT_HLT);
+    for (unsigned i = 0; i < 4; i++)
+        assert_int_equal(((uint16_t *)(vm.ram + 0x200))[i], 0x1000 + i);
+    assert_int_equal(vm_regs(&vm, 0).rdi, 0x208);
+    assert_int_equal(vm_regs(&vm, 0).rcx, 0);
+    vm_destroy(&vm);
+}
+
+/* ---- 64-bit mode and MMIO ---- */
+static struct vm long_vm(void)
+{
+    struct vm vm = vm_create(RAM);
+
+    vm_add_vcpu(&vm, 0);
+    return vm;
+}
+
+#define MMIO 0xd0000000ull
+
+static void expect_mmio(struct vm *vm, uint64_t gpa, unsigned len, int write)
+{
+    expect_exit(vm, KVM_EXIT_MMIO);
+    assert_int_equal(vm->run[0]->mmio.phys_addr, gpa);
+    assert_int_equal(vm->run[0]->mmio.len, len);
+    assert_int_equal(vm->run[0]->mmio.is_write, write);
+}
+
+VM_ASM(long_mmio, 64,
+       "mov $0xd0000000, %ebx\n movabs $0x1122334455667788, %rax\n"
+       "mov %al, (%rbx)\n mov %ax, 2(%rbx)\n mov %eax, 4(%rbx)\n mov %rax, 8(%rbx)\n"
+       "mov 16(%rbx), %rcx\n movzbl 24(%rbx), %edx\n addl $5, 32(%rbx)\n cmpw $7, 40(%rbx)\n sete %sil\n"
+       "movups 48(%rbx), %xmm0\n movups %xmm0, 64(%rbx)\n hlt\n");
+
+static void moves_through_mmio(void **state)
+{
+    struct vm vm = long_vm();
+    struct kvm_regs regs;
+
+    vm_load(&vm, long_mmio);
+    vm_start_long(&vm, 0);
+    expect_mmio(&vm, MMIO, 1, 1);
+    assert_int_equal(vm.run[0]->mmio.data[0], 0x88);
+    expect_mmio(&vm, MMIO + 2, 2, 1);
+    expect_mmio(&vm, MMIO + 4, 4, 1);
+    expect_mmio(&vm, MMIO + 8, 8, 1);
+    assert_memory_equal(vm.run[0]->mmio.data, &(uint64_t){0x1122334455667788}, 8);
+    expect_mmio(&vm, MMIO + 16, 8, 0);
+    memcpy(vm.run[0]->mmio.data, &(uint64_t){0xa5a5000012345678}, 8);
+    expect_mmio(&vm, MMIO + 24, 1, 0);
+    vm.run[0]->mmio.data[0] = 0x9c;
+    expect_mmio(&vm, MMIO + 32, 4, 0); /* read, then write of one instruction */
+    memcpy(vm.run[0]->mmio.data, &(uint32_t){100}, 4);
+    expect_mmio(&vm, MMIO + 32, 4, 1);
+    assert_memory_equal(vm.run[0]->mmio.data, &(uint32_t){105}, 4);
+    expect_mmio(&vm, MMIO + 40, 2, 0);
+    memcpy(vm.run[0]->mmio.data, &(uint16_t){7}, 2);
+    expect_mmio(&vm, MMIO + 48, 8, 0); /* 16 bytes: two exits each */
+    memcpy(vm.run[0]->mmio.data, "abcdefgh", 8);
+    expect_mmio(&vm, MMIO + 56, 8, 0);
+    memcpy(vm.run[0]->mmio.data, "ijklmnop", 8);
+    expect_mmio(&vm, MMIO + 64, 8, 1);
+    assert_memory_equal(vm.run[0]->mmio.data, "abcdefgh", 8);
+    expect_mmio(&vm, MMIO + 72, 8, 1);
+    assert_memory_equal(vm.run[0]->mmio.data, "ijklmnop", 8);
+    expect_exit(&vm, KVM_EXIT_HLT);
+    regs = vm_regs(&vm, 0);
+    assert_int_equal(regs.rcx, 0xa5a5000012345678);
+    assert_int_equal(regs.rdx, 0x9c);
+    assert_int_equal(regs.rsi & 0xff, 1);
+    vm_destroy(&vm);
+}
+
+/* ---- memory slots ---- */
+VM_ASM(long_touch, 64,
+       "mov $0x200000, %ebx\n mov (%rbx), %eax\n movb $0x5a, (%rbx)\n mov (%rbx), %ecx\n hlt\n mov (%rbx), %edx\n hlt\n");
+
+static void readonly_slot_write_exits(void **state)
+{
+    struct vm vm = vm_create(RAM / 2);
+    uint8_t *rom = mmap(NULL, VM_PAGE, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
+
+    vm_add_vcpu(&vm, 0);
+    memcpy(rom, &(uint32_t){0x11223344}, 4);
+    vm_slot(&vm, 1, 0x200000, VM_PAGE, rom, KVM_MEM_READONLY);
+    vm_load(&vm, long_touch);
+    vm_start_long(&vm, 0);
+    expect_mmio(&vm, 0x200000, 1, 1);
+    assert_int_equal(vm.run[0]->mmio.data[0], 0x5a);
+    assert_int_equal(vm_regs(&vm, 0).rax, 0x11223344);
+    expect_exit(&vm, KVM_EXIT_HLT);
+    assert_int_equal(vm_regs(&vm, 0).rcx, 0x11223344);
+    vm_destroy(&vm);
+    munmap(rom, VM_PAGE);
+}
+
+static void moved_and_deleted_slots_are_seen(void **state)
+{
+    struct vm vm = vm_create(RAM / 2);
+    uint32_t *a = mmap(NULL, VM_PAGE, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
+
+    vm_add_vcpu(&vm, 0);
+    *a = 0x1000;
+    vm_slot(&vm, 1, 0x200000, VM_PAGE, a, 0);
+    vm_load(&vm, long_touch);
+    vm_start_long(&vm, 0);
+    expect_exit(&vm, KVM_EXIT_HLT);
+    assert_int_equal(vm_regs(&vm, 0).rax, 0x1000);
+    assert_int_equal(*a, 0x105a);
+    vm_slot(&vm, 1, 0x200000, 0, NULL, 0);
+    expect_mmio(&vm, 0x200000, 4, 0);
+    memcpy(vm.run[0]->mmio.data, &(uint32_t){77}, 4);
+    expect_exit(&vm, KVM_EXIT_HLT);
+    assert_int_equal(vm_regs(&vm, 0).rdx, 77);
+    vm_destroy(&vm);
+    munmap(a, VM_PAGE);
+}
+
+static void host_memory_gone_is_efault(void **state)
+{
+    struct vm vm = vm_create(RAM / 2);
+    uint8_t *a = mmap(NULL, VM_PAGE, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
+
+    vm_add_vcpu(&vm, 0);
+    vm_slot(&vm, 1, 0x200000, VM_PAGE, a, 0);
+    munmap(a, VM_PAGE);
+    vm_load(&vm, long_touch);
+    vm_start_long(&vm, 0);
+    assert_int_equal(vm_run(&vm, 0), -1);
+    assert_int_equal(errno, EFAULT);
+    vm_destroy(&vm);
+}
+
+VM_ASM(long_dirty, 64,
+       "mov $0x200000, %ebx\n 1: mov 0x3000(%rbx), %eax\n movb $1, 0x1000(%rbx)\n movb $1, 0x5000(%rbx)\n hlt\n jmp 1b\n");
+
+static void dirty_log_has_written_pages_alone(void **state)
+{
+    struct vm vm = vm_create(RAM / 2);
+    uint8_t *a = mmap(NULL, 16 * VM_PAGE, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
+    uint64_t bits = 0;
+    struct kvm_dirty_log log = {.slot = 1, .dirty_bitmap = &bits};
+
+    vm_add_vcpu(&vm, 0);
+    vm_slot(&vm, 1, 0x200000, 16 * VM_PAGE, a, 0);
+    vm_load(&vm, long_dirty);
+    vm_start_long(&vm, 0);
+    expect_exit(&vm, KVM_EXIT_HLT);
+    vm_slot(&vm, 1, 0x200000, 16 * VM_PAGE, a, KVM_MEM_LOG_DIRTY_PAGES); /* mapped writable until now */
+    for (unsigned round = 0; round < 3; round++) {
+        expect_exit(&vm, KVM_EXIT_HLT);
+        VM_MUST(vm_ioctl(vm.fd, KVM_GET_DIRTY_LOG, &log));
+        assert_int_equal(bits, 1 << 1 | 1 << 5);
+        VM_MUST(vm_ioctl(vm.fd, KVM_GET_DIRTY_LOG, &log)); /* reading has cleared it */
+        assert_int_equal(bits, 0);
+    }
+    vm_destroy(&vm);
+    munmap(a, 16 * VM_PAGE);
+}
+
+/* ---- errors ---- */
+VM_ASM(long_ud, 64, "ud2\n");
+
+static void fault_without_handlers_shuts_down(void **state)
+{
+    struct vm vm = long_vm();
+
+    vm_load(&vm, long_ud);
+    vm_start_long(&vm, 0);
+    expect_exit(&vm, KVM_EXIT_SHUTDOWN);
+    vm_destroy(&vm);
+}
+
+static void bad_guest_state_fails_entry(void **state)
+{
+    struct vm vm = vm_create(RAM);
+    struct kvm_sregs s;
+
+    vm_add_vcpu(&vm, 0);
+    vm_load(&vm, real_hlt);
+    vm_start_real(&vm, 0);
+    s = vm_sregs(&vm, 0);
+    s.tr.type = 9; /* SDM 3C, "Checks on Guest Segment Registers": TR is a busy TSS */
+    s.tr.s = 1;
+    vm_set_sregs(&vm, 0, s);
+    expect_exit(&vm, KVM_EXIT_FAIL_ENTRY);
+    assert_int_equal(vm.run[0]->fail_entry.hardware_entry_failure_reason, 0x80000021);
+    vm_destroy(&vm);
+}
+
+static void immediate_exit_completes_io(void **state)
+{
+    struct vm vm = vm_create(RAM);
+
+    vm_add_vcpu(&vm, 0);
+    vm_load(&vm, real_pio);
+    vm_start_real(&vm, 0);
+    expect_out(&vm, 0x3f8, 1, 3);
+    vm.run[0]->immediate_exit = 1;
+    assert_int_equal(vm_run(&vm, 0), -1);
+    assert_int_equal(errno, EINTR);
+    assert_int_equal(vm_regs(&vm, 0).rip, 9); /* past the OUT */
+    vm.run[0]->immediate_exit = 0;
+    expect_out(&vm, 0x3f8, 1, 2);
+    vm_destroy(&vm);
+}
+
+/* ---- signals ---- */
+VM_ASM(long_spin, 64, "1: inc %rax\n jmp 1b\n");
+
+static void on_signal(int sig)
+{
+    if (!vm_on_host())
+        anykvm_signal_arrived();
+}
+
+static void *signal_soon(void *target)
+{
+    usleep(30000);
+    pthread_kill(*(pthread_t *)target, SIGUSR1);
+    return NULL;
+}
+
+static void run_is_interrupted(struct vm *vm)
+{
+    const struct sigaction action = {.sa_handler = on_signal};
+    pthread_t self = pthread_self(), other;
+
+    sigaction(SIGUSR1, &action, NULL);
+    pthread_create(&other, NULL, signal_soon, &self);
+    assert_int_equal(vm_run(vm, 0), -1);
+    assert_int_equal(errno, EINTR);
+    assert_int_equal(vm->run[0]->exit_reason, KVM_EXIT_INTR);
+    pthread_join(other, NULL);
+}
+
+static void signal_ends_a_loop(void **state)
+{
+    struct vm vm = long_vm();
+
+    vm_load(&vm, long_spin);
+    vm_start_long(&vm, 0);
+    run_is_interrupted(&vm);
+    run_is_interrupted(&vm);
+    assert_true(vm_regs(&vm, 0).rax > 1000);
+    vm_destroy(&vm);
+}
+
+VM_ASM(long_hlt, 64, "1: hlt\n jmp 1b\n");
+
+static void signal_ends_a_halt(void **state)
+{
+    struct vm vm = vm_create(RAM);
+
+    VM_MUST(vm_ioctl(vm.fd, KVM_CREATE_IRQCHIP, 0));
+    vm_add_vcpu(&vm, 0);
+    vm_load(&vm, long_hlt);
+    vm_start_long(&vm, 0);
+    run_is_interrupted(&vm);
+    vm_destroy(&vm);
+}
+
+/* ---- guest debug ---- */
+VM_ASM(long_debug, 64, "xor %eax, %eax\n inc %rax\n int3\n inc %rax\n inc %rax\n hlt\n");
+
+static void set_debug(struct vm *vm, struct kvm_guest_debug debug)
+{
+    VM_MUST(vm_ioctl(vm->vcpu[0], KVM_SET_GUEST_DEBUG, &debug));
+}
+
+static void breakpoints_and_steps_exit(void **state)
+{
+    struct vm vm = long_vm();
+    struct kvm_regs regs;
+
+    vm_load(&vm, long_debug);
+    vm_start_long(&vm, 0);
+    set_debug(&vm, (struct kvm_guest_debug){.control = KVM_GUESTDBG_ENABLE | KVM_GUESTDBG_USE_SW_BP});
+    expect_exit(&vm, KVM_EXIT_DEBUG);
+    assert_int_equal(vm.run[0]->debug.arch.exception, 3);
+    assert_int_equal(vm.run[0]->debug.arch.pc, VM_CODE + 5);
+    regs = vm_regs(&vm, 0);
+    regs.rip++;
+    vm_set_regs(&vm, 0, regs);
+    set_debug(&vm, (struct kvm_guest_debug){.control = KVM_GUESTDBG_ENABLE | KVM_GUESTDBG_SINGLESTEP});
+    expect_exit(&vm, KVM_EXIT_DEBUG);
+    assert_int_equal(vm.run[0]->debug.arch.exception, 1);
+    assert_int_equal(vm.run[0]->debug.arch.pc, VM_CODE + 9);
+    assert_true(vm.run[0]->debug.arch.dr6 & 1 << 14);
+    assert_int_equal(vm_regs(&vm, 0).rax, 2);
+    assert_int_equal(vm_regs(&vm, 0).rflags & 1 << 8, 0); /* the guest's own TF stays out of sight */
+    set_debug(&vm, (struct kvm_guest_debug){.control = KVM_GUESTDBG_ENABLE | KVM_GUESTDBG_USE_HW_BP,
+                                            .arch.debugreg = {[0] = VM_CODE + 12, [7] = 0x402}});
+    expect_exit(&vm, KVM_EXIT_DEBUG);
+    assert_int_equal(vm.run[0]->debug.arch.pc, VM_CODE + 12);
+    assert_int_equal(vm.run[0]->debug.arch.dr6 & 15, 1);
+    set_debug(&vm, (struct kvm_guest_debug){0});
+    expect_exit(&vm, KVM_EXIT_HLT);
+    assert_int_equal(vm_regs(&vm, 0).rax, 3);
+    vm_destroy(&vm);
+}
+
+/* ---- interrupts without an in-kernel controller ---- */
+VM_ASM(long_irq_main, 64, "cli\n out %al, $0x10\n sti\n nop\n out %al, $0x11\n hlt\n");
+VM_ASM(long_irq_handler, 64, "inc %rbx\n iretq\n");
+
+static void client_injects_an_interrupt(void **state)
+{
+    struct vm vm = long_vm();
+    extern const uint8_t long_irq_handler[], long_irq_handler_end[];
+
+    vm_load(&vm, long_irq_main);
+    memcpy(vm.ram + 0x20000, long_irq_handler, (size_t)(long_irq_handler_end - long_irq_handler));
+    vm_gate(&vm, 0x41, 0x20000);
+    vm_start_long(&vm, 0);
+    expect_out(&vm, 0x10, 1, 0);
+    assert_int_equal(vm.run[0]->if_flag, 0);
+    assert_int_equal(vm.run[0]->ready_for_interrupt_injection, 0);
+    vm.run[0]->request_interrupt_window = 1;
+    expect_exit(&vm, KVM_EXIT_IRQ_WINDOW_OPEN);
+    assert_int_equal(vm.run[0]->ready_for_interrupt_injection, 1);
+    vm.run[0]->request_interrupt_window = 0;
+    VM_MUST(vm_ioctl(vm.vcpu[0], KVM_INTERRUPT, &(struct kvm_interrupt){.irq = 0x41}));
+    expect_out(&vm, 0x11, 1, 0);
+    assert_int_equal(vm_regs(&vm, 0).rbx, 1);
+    expect_exit(&vm, KVM_EXIT_HLT);
+    vm_destroy(&vm);
+}
+
+/* ---- the in-kernel APIC ---- */
+VM_ASM(long_timer, 64,
+       "mov $0xfee00000, %edi\n movl $0x1ff, 0xf0(%rdi)\n movl $0xb, 0x3e0(%rdi)\n movl $0x41, 0x320(%rdi)\n"
+       "movl $100000, 0x380(%rdi)\n sti\n hlt\n out %al, $0x12\n");
+VM_ASM(long_timer_handler, 64, "inc %rbx\n movl $0, 0xb0(%rdi)\n iretq\n");
+
+static void apic_timer_ends_a_halt(void **state)
+{
+    struct vm vm = vm_create(RAM);
+    extern const uint8_t long_timer_handler[], long_timer_handler_end[];
+
+    VM_MUST(vm_ioctl(vm.fd, KVM_CREATE_IRQCHIP, 0));
+    vm_add_vcpu(&vm, 0);
+    vm_load(&vm, long_timer);
+    memcpy(vm.ram + 0x20000, long_timer_handler, (size_t)(long_timer_handler_end - long_timer_handler));
+    vm_gate(&vm, 0x41, 0x20000);
+    vm_start_long(&vm, 0);
+    expect_out(&vm, 0x12, 1, 0);
+    assert_int_equal(vm_regs(&vm, 0).rbx, 1);
+    vm_destroy(&vm);
+}
+
+/* INIT and SIPI by the ICR: vCPU 1 starts in real mode at 0x30000 and writes a word that vCPU 0 polls */
+VM_ASM(long_sipi, 64,
+       "mov $0xfee00000, %edi\n movl $0x1ff, 0xf0(%rdi)\n movl $0x01000000, 0x310(%rdi)\n movl $0x4500, 0x300(%rdi)\n"
+       "movl $0x4630, 0x300(%rdi)\n 1: pause\n cmpl $0x5a, 0x500\n jne 1b\n out %al, $0x13\n");
+VM_ASM(real_ap, 16, "xor %ax, %ax\n mov %ax, %ds\n movl $0x5a, 0x500\n cli\n hlt\n");
+
+static void *run_second(void *opaque)
+{
+    struct vm *vm = opaque;
+    int r;
+
+    do
+        r = vm_run(vm, 1);
+    while (r == 0 || errno == EAGAIN); /* EINTR ends it */
+    return NULL;
+}
+
+static void sipi_starts_the_second(void **state)
+{
+    struct vm vm = vm_create(RAM);
+    extern const uint8_t real_ap[], real_ap_end[];
+    const struct sigaction action = {.sa_handler = on_signal};
+    struct kvm_mp_state mp;
+    pthread_t other;
+
+    sigaction(SIGUSR1, &action, NULL);
+    VM_MUST(vm_ioctl(vm.fd, KVM_CREATE_IRQCHIP, 0));
+    vm_add_vcpu(&vm, 0);
+    vm_add_vcpu(&vm, 1);
+    VM_MUST(vm_ioctl(vm.vcpu[1], KVM_GET_MP_STATE, &mp));
+    assert_int_equal(mp.mp_state, KVM_MP_STATE_UNINITIALIZED);
+    vm_load(&vm, long_sipi);
+    memcpy(vm.ram + 0x30000, real_ap, (size_t)(real_ap_end - real_ap));
+    vm_start_long(&vm, 0);
+    pthread_create(&other, NULL, run_second, &vm);
+    expect_out(&vm, 0x13, 1, 0);
+    usleep(20000);
+    pthread_kill(other, SIGUSR1);
+    pthread_join(other, NULL);
+    VM_MUST(vm_ioctl(vm.vcpu[1], KVM_GET_MP_STATE, &mp));
+    assert_int_equal(mp.mp_state, KVM_MP_STATE_HALTED);
+    vm_destroy(&vm);
+}
+
+/* ---- instructions that KVM completes ---- */
+VM_ASM(long_hypercall, 64, "mov $99, %eax\n vmcall\n mov %rax, %rbx\n mov $99, %eax\n vmmcall\n hlt\n");
+
+static void unknown_hypercalls_are_enosys(void **state)
+{
+    struct vm vm = long_vm();
+
+    vm_load(&vm, long_hypercall);
+    vm_start_long(&vm, 0);
+    expect_exit(&vm, KVM_EXIT_HLT);
+    assert_int_equal(vm_regs(&vm, 0).rbx, (uint64_t)-KVM_ENOSYS);
+    assert_int_equal(vm_regs(&vm, 0).rax, (uint64_t)-KVM_ENOSYS);
+    vm_destroy(&vm);
+}
+
+VM_ASM(long_registers, 64,
+       "mov $0xc0000101, %ecx\n mov $0x12345678, %eax\n mov $0xffff8000, %edx\n wrmsr\n xor %eax, %eax\n rdmsr\n"
+       "mov %eax, %esi\n mov %cr4, %rax\n or $0x80, %rax\n mov %rax, %cr4\n mov %cr4, %rbx\n"
+       "mov $0x1234, %eax\n mov %rax, %dr2\n mov %dr2, %r8\n clts\n mov %cr0, %r9\n hlt\n");
+
+static void control_registers_and_msrs(void **state)
+{
+    struct vm vm = long_vm();
+    struct kvm_sregs s;
+    struct kvm_regs regs;
+
+    vm_load(&vm, long_registers);
+    vm_start_long(&vm, 0);
+    s = vm_sregs(&vm, 0);
+    s.cr0 |= 8;
+    vm_set_sregs(&vm, 0, s);
+    expect_exit(&vm, KVM_EXIT_HLT);
+    regs = vm_regs(&vm, 0);
+    s = vm_sregs(&vm, 0);
+    assert_int_equal(s.gs.base, 0xffff800012345678);
+    assert_int_equal(regs.rsi, 0x12345678);
+    assert_int_equal(regs.rbx, 0x6a0);
+    assert_int_equal(s.cr4, 0x6a0);
+    assert_int_equal(regs.r8, 0x1234);
+    assert_int_equal(regs.r9, 0x80050033);
+    assert_int_equal(s.cr0, 0x80050033);
+    vm_destroy(&vm);
+}
+
+int main(void)
+{
+    const struct CMUnitTest tests[] = {
+        cmocka_unit_test(halts_in_real_mode),
+        cmocka_unit_test(reads_and_writes_ports),
+        cmocka_unit_test(moves_strings_through_ports),
+        cmocka_unit_test(moves_through_mmio),
+        cmocka_unit_test(readonly_slot_write_exits),
+        cmocka_unit_test(moved_and_deleted_slots_are_seen),
+        cmocka_unit_test(host_memory_gone_is_efault),
+        cmocka_unit_test(dirty_log_has_written_pages_alone),
+        cmocka_unit_test(fault_without_handlers_shuts_down),
+        cmocka_unit_test(bad_guest_state_fails_entry),
+        cmocka_unit_test(immediate_exit_completes_io),
+        cmocka_unit_test(signal_ends_a_loop),
+        cmocka_unit_test(signal_ends_a_halt),
+        cmocka_unit_test(breakpoints_and_steps_exit),
+        cmocka_unit_test(client_injects_an_interrupt),
+        cmocka_unit_test(apic_timer_ends_a_halt),
+        cmocka_unit_test(sipi_starts_the_second),
+        cmocka_unit_test(unknown_hypercalls_are_enosys),
+        cmocka_unit_test(control_registers_and_msrs),
+    };
+
+    return cmocka_run_group_tests(tests, NULL, NULL);
+}
