@@ -235,6 +235,7 @@ struct kvm_vcpu *kvm_get_running_vcpu(void)
 
 void vcpu_load(struct kvm_vcpu *vcpu)
 {
+    atomic_store(&vcpu->signal_arrived, false); /* first: from the next line on a handler's flag counts */
     running_vcpu = vcpu;
     kvm_x86_ops->vcpu_load(vcpu);
 }
