@@ -1,6 +1,6 @@
 /* SPDX-License-Identifier: MIT
- * pio.c: the round trip of a port write to the monitor: a guest loop of `out`, seen by a KVM API program. Prints the time
- * an exit and, beside it, what the host charges for a system call. */
+ * pio.c: the round trip of a port write to the monitor: a guest loop of `out`, seen by a KVM API program. Prints the
+ * time an exit and, beside it, what the host charges for a system call. */
 #include "../tests/kvm/vm.h"
 #include <sys/syscall.h>
 #include <time.h>

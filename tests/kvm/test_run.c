@@ -18,8 +18,8 @@ static void expect_exit(struct vm *vm, uint32_t reason)
         print_error("KVM_RUN: %s\n", strerror(errno));
     assert_int_equal(r, 0);
     if (vm->run[0]->exit_reason != reason)
-        print_error("exit %u, expected %u, rip %#llx suberror %u entry failure %#llx\n", vm->run[0]->exit_reason, reason,
-                    (unsigned long long)vm_regs(vm, 0).rip, vm->run[0]->internal.suberror,
+        print_error("exit %u, expected %u, rip %#llx suberror %u entry failure %#llx\n", vm->run[0]->exit_reason,
+                    reason, (unsigned long long)vm_regs(vm, 0).rip, vm->run[0]->internal.suberror,
                     (unsigned long long)vm->run[0]->fail_entry.hardware_entry_failure_reason);
     assert_int_equal(vm->run[0]->exit_reason, reason);
 }
@@ -188,8 +188,9 @@ static void moves_through_mmio(void **state)
 }
 
 /* ---- memory slots ---- */
-VM_ASM(long_touch, 64,
-       "mov $0x200000, %ebx\n mov (%rbx), %eax\n movb $0x5a, (%rbx)\n mov (%rbx), %ecx\n hlt\n mov (%rbx), %edx\n hlt\n");
+VM_ASM(
+    long_touch, 64,
+    "mov $0x200000, %ebx\n mov (%rbx), %eax\n movb $0x5a, (%rbx)\n mov (%rbx), %ecx\n hlt\n mov (%rbx), %edx\n hlt\n");
 
 static void readonly_slot_write_exits(void **state)
 {
@@ -247,8 +248,9 @@ static void host_memory_gone_is_efault(void **state)
     vm_destroy(&vm);
 }
 
-VM_ASM(long_dirty, 64,
-       "mov $0x200000, %ebx\n 1: mov 0x3000(%rbx), %eax\n movb $1, 0x1000(%rbx)\n movb $1, 0x5000(%rbx)\n hlt\n jmp 1b\n");
+VM_ASM(
+    long_dirty, 64,
+    "mov $0x200000, %ebx\n 1: mov 0x3000(%rbx), %eax\n movb $1, 0x1000(%rbx)\n movb $1, 0x5000(%rbx)\n hlt\n jmp 1b\n");
 
 static void dirty_log_has_written_pages_alone(void **state)
 {

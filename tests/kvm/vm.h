@@ -39,7 +39,7 @@ static inline int vm_on_host(void)
     return getenv("ANYKVM_TEST_DEV") != NULL;
 }
 
-#define vm_ioctl(fd, request, arg)                                                                                     \
+#define vm_ioctl(fd, request, arg) \
     (vm_on_host() ? ioctl(fd, request, (unsigned long)(arg)) : anykvm_ioctl(fd, request, (unsigned long)(arg)))
 
 static inline void vm_die(const char *what)
@@ -48,12 +48,12 @@ static inline void vm_die(const char *what)
     abort();
 }
 
-#define VM_MUST(call)                                                                                                  \
-    ({                                                                                                                 \
-        const long r_ = (long)(call);                                                                                  \
-        if (r_ < 0)                                                                                                    \
-            vm_die(#call);                                                                                             \
-        r_;                                                                                                            \
+#define VM_MUST(call)                 \
+    ({                                \
+        const long r_ = (long)(call); \
+        if (r_ < 0)                   \
+            vm_die(#call);            \
+        r_;                           \
     })
 
 static inline void vm_slot(struct vm *vm, unsigned slot, uint64_t gpa, uint64_t size, void *hva, unsigned flags)
@@ -139,13 +139,13 @@ static inline void vm_set_sregs(struct vm *vm, int i, struct kvm_sregs sregs)
 }
 
 /* Code between two labels of an asm block, to VM_CODE */
-#define vm_load(vm, name)                                                                                              \
-    do {                                                                                                               \
-        extern const uint8_t name[], name##_end[];                                                                     \
-        memcpy((vm)->ram + VM_CODE, name, (size_t)(name##_end - name));                                                \
+#define vm_load(vm, name)                                               \
+    do {                                                                \
+        extern const uint8_t name[], name##_end[];                      \
+        memcpy((vm)->ram + VM_CODE, name, (size_t)(name##_end - name)); \
     } while (0)
-#define VM_ASM(name, mode, text)                                                                                       \
-    __asm__(".pushsection .rodata\n.code" #mode "\n.globl " #name ", " #name "_end\n" #name ":\n" text "\n" #name     \
+#define VM_ASM(name, mode, text)                                                                                  \
+    __asm__(".pushsection .rodata\n.code" #mode "\n.globl " #name ", " #name "_end\n" #name ":\n" text "\n" #name \
             "_end:\n.code64\n.popsection\n")
 
 /* Real mode at VM_CODE (CS base 0x10000, IP 0) */
