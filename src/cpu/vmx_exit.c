@@ -11,8 +11,6 @@ int vmx_exit(struct cpu *cpu, const struct insn *in, uint32_t reason, uint64_t q
 
 int vmx_exit_ept(struct cpu *cpu, uint32_t reason, uint64_t qualification, gva_t linear, gpa_t gpa)
 {
-    if (cpu->nmi_unblocked && reason == EXIT_REASON_EPT_VIOLATION)
-        qualification |= EPTQ_NMI_UNBLOCK;
     cpu->exit = (struct exit_info){.reason = reason, .qualification = qualification, .linear = linear, .gpa = gpa};
     return CPU_VMEXIT;
 }
@@ -239,6 +237,8 @@ static void save_information(struct cpu *cpu, struct vmcs *v)
     const struct exit_info *x = &cpu->exit;
 
     save_delivery(cpu, v);
+    if (unlikely(cpu->nmi_unblocked) && x->reason == EXIT_REASON_EPT_VIOLATION)
+        cpu->exit.qualification |= EPTQ_NMI_UNBLOCK; /* known only when IRET is over: not in vmx_exit_ept() */
     v->VM_EXIT_REASON = x->reason;
     v->EXIT_QUALIFICATION = x->qualification;
     v->VM_EXIT_INTR_INFO = x->intr_info;

@@ -109,6 +109,7 @@ static inline void guest_tables(struct guest *g)
         pd[i] = i << 21 | 0x87;
     memcpy(g->ram + GUEST_GDT, gdt, sizeof(gdt));
     memcpy(g->ram + GUEST_TSS + 4, &rsp0, 8);
+    g->ram[GUEST_TSS + 0x66] = 0x68; /* no I/O permission bitmap */
     for (unsigned v = 0; v < 256; v++) {
         guest_gate(g, v, GUEST_HANDLER + 16 * v, 0, 0x8e);
         memcpy(g->ram + GUEST_HANDLER + 16 * v, "\x0f\x01\xc1\x48\xcf", 5);

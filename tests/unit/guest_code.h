@@ -1,13 +1,14 @@
 /* SPDX-License-Identifier: MIT
- * guest_code.h: C functions that run in the test's guest and, for comparison, natively. They are copied to GUEST_CODE, so
- * they must be self-contained: no calls outside of the section, no data but their argument. */
+ * guest_code.h: C functions that run in the test's guest and, for comparison, natively. They are copied to GUEST_CODE,
+ * so they must be self-contained: no calls outside of the section, no data but their argument. */
 #ifndef TEST_GUEST_CODE_H
 #define TEST_GUEST_CODE_H
 
 #include "guest.h"
 
-#define GUEST_FN __attribute__((noinline, noclone, aligned(16), section("guest_fn"), target("general-regs-only"), \
-                                optimize("no-tree-loop-distribute-patterns")))
+#define GUEST_FN                                                                                     \
+    __attribute__((noinline, noclone, aligned(16), section("guest_fn"), target("general-regs-only"), \
+                   optimize("no-tree-loop-distribute-patterns")))
 extern const uint8_t __start_guest_fn[], __stop_guest_fn[];
 
 #define GUEST_RETURN 0x8000u /* UD2: the return address of a called function */
