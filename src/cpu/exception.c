@@ -402,11 +402,15 @@ int cpu_exception(struct cpu *cpu)
     if (st)
         return st;
     cpu->pending.valid = false;
+    cpu->nmi_unblocked = false;
     if (unlikely(cpu_trace_mask & CPU_TRACE_EVENT))
         cpu_trace(cpu, "exception %u error %#x payload %#llx rip %#llx", ev.vector, ev.error,
                   (unsigned long long)ev.payload, (unsigned long long)cpu->s.rip);
     side_effects(cpu, &ev);
-    return cpu_deliver(cpu, &ev);
+    st = cpu_deliver(cpu, &ev);
+    if (st == CPU_OK && unlikely(vmx_mtf(cpu))) /* an event's delivery ends at a boundary too */
+        return vmx_exit(cpu, NULL, EXIT_REASON_MONITOR_TRAP_FLAG, 0);
+    return st;
 }
 
 /* INT3, INTO and INT1 are exceptions that the bitmap may intercept; INT n is not (SDM 3C, "Instructions That Cause VM
