@@ -390,21 +390,6 @@ static void load_flags(struct cpu *cpu, uint64_t value, unsigned width)
     cpu->rf_before = false; /* RF is as it was popped */
 }
 
-/* IRET ends blocking by NMI even when it faults (SDM 3A, "Handling Multiple NMIs"); the hypervisor is told, so that it can
- * run it again with blocking (SDM 3C, "Information for VM Exits Due to Vectored Events"). */
-static int iret_done(struct cpu *cpu, int st)
-{
-    if (!cpu->emul && st != CPU_JUMP)
-        cpu->nmi_unblocked = cpu->s.interruptibility & INTR_BLOCK_NMI;
-    if (!cpu->emul || st == CPU_JUMP)
-        cpu->s.interruptibility &= ~INTR_BLOCK_NMI;
-    if (st == CPU_JUMP) {
-        vmx_check_windows(cpu);
-        cpu_step_changed(cpu);
-    }
-    return st;
-}
-
 static int iret_real(struct cpu *cpu, const struct insn *in)
 {
     const unsigned width = in->opsize;
@@ -501,11 +486,32 @@ static int iret_task(struct cpu *cpu, const struct insn *in)
     return st;
 }
 
-int far_iret(struct cpu *cpu, const struct insn *in)
+static int iret_any(struct cpu *cpu, const struct insn *in)
 {
     if (real_like(cpu))
-        return iret_done(cpu, iret_real(cpu, in));
+        return iret_real(cpu, in);
     if (cpu->s.rflags_sys & F_NT)
         return long_mode(cpu) ? gp0(cpu) : iret_task(cpu, in);
-    return iret_done(cpu, iret_protected(cpu, in));
+    return iret_protected(cpu, in);
+}
+
+/* IRET ends blocking by NMI even when it faults (SDM 3A, "Handling Multiple NMIs"); the hypervisor is told, so that it can
+ * run it again with blocking (SDM 3C, "Information for VM Exits Due to Vectored Events"). Emulation may replay it. */
+int far_iret(struct cpu *cpu, const struct insn *in)
+{
+    struct cpu_state *s = &cpu->s;
+    int st;
+
+    if (!cpu->emul) {
+        cpu->nmi_unblocked = s->interruptibility & INTR_BLOCK_NMI;
+        s->interruptibility &= ~INTR_BLOCK_NMI;
+    }
+    st = iret_any(cpu, in);
+    if (st == CPU_JUMP) {
+        s->interruptibility &= ~INTR_BLOCK_NMI;
+        cpu->nmi_unblocked = false;
+        vmx_check_windows(cpu);
+        cpu_step_changed(cpu);
+    }
+    return st;
 }

@@ -1,11 +1,11 @@
 /* SPDX-License-Identifier: MIT
- * test_core.c: state, CPUID, event delivery, segmentation, debug exceptions and system instructions, by guest code on the
- * raw VMX operations. Code is assembled here; a VMCALL ends each step. */
+ * test_core.c: state, CPUID, event delivery, segmentation, debug exceptions and system instructions, by guest code on
+ * the raw VMX operations. Code is assembled here; a VMCALL ends each step. */
 #include "guest.h"
 #include "../../src/cpu/insn.h"
 
-#define BLOB(name, text)                                                                                               \
-    extern const uint8_t name[], name##_end[];                                                                         \
+#define BLOB(name, text)                       \
+    extern const uint8_t name[], name##_end[]; \
     __asm__(".pushsection .rodata\n" #name ":\n" text "\n.code64\n" #name "_end:\n.byte 0\n.popsection\n")
 #define VMCALL "\n.byte 0x0f, 0x01, 0xc1\n"
 
@@ -125,9 +125,10 @@ static void cpuid_offers_no_more_than_is_allowed(void **state)
     assert_int_equal(r.edx & ~h.edx, 0);
     assert_int_not_equal(r.edx & 1u << 15, 0);
     cpu_cpuid(7, 0, &r);
-    assert_int_equal(r.ebx & (1u << 4 | 1u << 11), 0);                               /* HLE, RTM */
-    assert_int_equal(r.ecx & (1u << 3 | 1u << 5 | 1u << 7 | 1u << 16 | 1u << 29), 0); /* PKU WAITPKG SHSTK LA57 ENQCMD */
-    assert_int_equal(r.edx & (1u << 5 | 1u << 20 | 1u << 22 | 1u << 24), 0);          /* UINTR IBT AMX */
+    assert_int_equal(r.ebx & (1u << 4 | 1u << 11), 0); /* HLE, RTM */
+    assert_int_equal(r.ecx & (1u << 3 | 1u << 5 | 1u << 7 | 1u << 16 | 1u << 29),
+                     0);                                                     /* PKU WAITPKG SHSTK LA57 ENQCMD */
+    assert_int_equal(r.edx & (1u << 5 | 1u << 20 | 1u << 22 | 1u << 24), 0); /* UINTR IBT AMX */
     cpu_cpuid(0xd, 1, &r);
     assert_int_equal(r.eax & 1u << 3, 0); /* XSAVES */
     cpu_cpuid(0x80000001, 0, &r);
@@ -146,10 +147,10 @@ static void cpuid_host_features_are_the_hosts(void **state)
         uint32_t leaf, sub;
         unsigned reg, bit, own;
     } rows[] = {
-#define REGNO_EAX 0
-#define REGNO_EBX 1
-#define REGNO_ECX 2
-#define REGNO_EDX 3
+#define REGNO_EAX                               0
+#define REGNO_EBX                               1
+#define REGNO_ECX                               2
+#define REGNO_EDX                               3
 #define FEATURE(name, leaf, sub, reg, bit, own) {leaf, sub, REGNO_##reg, bit, own},
 #include "../../src/cpu/features.def"
 #undef FEATURE
@@ -286,9 +287,10 @@ static void ist_switches_the_stack(void **state)
 }
 
 /* ---- user mode ---- */
-BLOB(code_user, "pushq $0x23\n pushq $0x28000\n pushfq\n orl $0x200, (%rsp)\n pushq $0x1b\n lea 1f(%rip), %rax\n push %rax\n"
-                "iretq\n"
-                "1: int $0x80\n mov %cs, %ecx\n int $0x81\n");
+BLOB(code_user,
+     "pushq $0x23\n pushq $0x28000\n pushfq\n orl $0x200, (%rsp)\n pushq $0x1b\n lea 1f(%rip), %rax\n push %rax\n"
+     "iretq\n"
+     "1: int $0x80\n mov %cs, %ecx\n int $0x81\n");
 static void user_mode_and_back(void **state)
 {
     struct guest *g = *state;
@@ -311,13 +313,14 @@ static void user_mode_and_back(void **state)
     assert_int_equal(frame(g)[1], end_of(code_user, code_user_end) - 2);
 }
 
-BLOB(code_syscall, "mov $0xc0000081, %ecx\n mov $0x0008, %edx\n shl $16, %edx\n or $0x8, %edx\n xor %eax, %eax\n wrmsr\n"
-                   "mov $0xc0000082, %ecx\n xor %edx, %edx\n lea 2f(%rip), %rax\n wrmsr\n"
-                   "mov $0xc0000084, %ecx\n mov $0x200, %eax\n wrmsr\n"
-                   "pushq $0x23\n pushq $0x28000\n pushq $0x202\n pushq $0x1b\n lea 1f(%rip), %rax\n push %rax\n iretq\n"
-                   "1: syscall\n 3: ud2\n"
-                   "2: mov %rcx, %rbx\n mov %rsp, %rbp\n pushfq\n pop %rdx\n mov $0x28000, %rsp\n" VMCALL
-                   "lea 3b(%rip), %rcx\n mov $0x246, %r11\n sysretq\n");
+BLOB(code_syscall,
+     "mov $0xc0000081, %ecx\n mov $0x0008, %edx\n shl $16, %edx\n or $0x8, %edx\n xor %eax, %eax\n wrmsr\n"
+     "mov $0xc0000082, %ecx\n xor %edx, %edx\n lea 2f(%rip), %rax\n wrmsr\n"
+     "mov $0xc0000084, %ecx\n mov $0x200, %eax\n wrmsr\n"
+     "pushq $0x23\n pushq $0x28000\n pushq $0x202\n pushq $0x1b\n lea 1f(%rip), %rax\n push %rax\n iretq\n"
+     "1: syscall\n 3: ud2\n"
+     "2: mov %rcx, %rbx\n mov %rsp, %rbp\n pushfq\n pop %rdx\n mov $0x28000, %rsp\n" VMCALL
+     "lea 3b(%rip), %rcx\n mov $0x246, %r11\n sysretq\n");
 static void syscall_and_sysret(void **state)
 {
     struct guest *g = *state;
@@ -508,11 +511,10 @@ BLOB(code_boot,
      "boot32: mov $0x10, %eax\n mov %eax, %ss\n mov %eax, %ds\n mov %eax, %es\n mov $0x9000, %esp\n" VMCALL
      "mov %cr4, %eax\n or $0x20, %eax\n mov %eax, %cr4\n mov $0x1000, %eax\n mov %eax, %cr3\n"
      "mov $0xc0000080, %ecx\n rdmsr\n or $0x100, %eax\n wrmsr\n"
-     "mov %cr0, %eax\n or $0x80000000, %eax\n mov %eax, %cr0\n" VMCALL
-     "ljmp $0x08, $(0x10000 + boot64 - boot16)\n"
+     "mov %cr0, %eax\n or $0x80000000, %eax\n mov %eax, %cr0\n" VMCALL "ljmp $0x08, $(0x10000 + boot64 - boot16)\n"
      ".code64\n"
      "boot64: mov $0x1122334455667788, %rax\n lcall *farptr(%rip)\n" VMCALL "jmp 9f\n"
-     "farfn: push %rax\n pop %rbx\n lretq\n"
+     "farfn: push %rax\n pop %rbx\n lret\n"
      "farptr: .long 0x10000 + farfn - boot16\n .word 8\n"
      "gdtr16: .word 63\n .long 0x4000\n"
      "9:\n");
@@ -594,7 +596,8 @@ static void protected_state(struct guest *g)
     memcpy(g->ram + GUEST_TSS + 4, tss, 8);
     for (unsigned v = 0; v < 32; v++) {
         const uint32_t at = GUEST_HANDLER + 16 * v;
-        const uint64_t d = (at & 0xffff) | (uint64_t)GUEST_SEL_CS32 << 16 | 0x8e00ull << 32 | (uint64_t)(at >> 16) << 48;
+        const uint64_t d =
+            (at & 0xffff) | (uint64_t)GUEST_SEL_CS32 << 16 | 0x8e00ull << 32 | (uint64_t)(at >> 16) << 48;
         memcpy(g->ram + GUEST_IDT + 8 * v, &d, 8);
     }
 }
