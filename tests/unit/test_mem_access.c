@@ -70,14 +70,25 @@ static void non_canonical(void **state)
 {
     struct vm *vm = *state;
     struct cpu *cpu = vm->cpu[0];
+    struct rmw r;
     uint64_t v;
     hva_t page;
 
     two_pages(vm, cpu);
-    assert_int_equal(mem_ld64(cpu, SEG_NONE, VA, &v), CPU_OK);
-    for (unsigned top = 1; top < 0xffff; top++) { /* every top of an address whose page is cached */
-        assert_int_equal(mem_ld64(cpu, SEG_DS, VA | (uint64_t)top << 48, &v), CPU_FAULT);
-        assert_int_equal(cpu->pending.vector, VEC_GP);
+    assert_int_equal(mem_st64(cpu, SEG_NONE, VA, 1), CPU_OK);
+    assert_int_equal(mem_exec_page(cpu, VA, &page), CPU_OK);
+    for (unsigned top = 1; top < 1u << 17; top++) { /* every top of an address whose page is cached, bit 47 too */
+        const gva_t gva = VA | (uint64_t)top << 47;
+
+        if (top == 0x1ffff) /* the upper half, where nothing is mapped */
+            assert_pf(cpu, mem_ld64(cpu, SEG_DS, gva, &v), gva, 0);
+        else
+            assert_int_equal(mem_ld64(cpu, SEG_DS, gva, &v), CPU_FAULT);
+        if (top != 0x1ffff)
+            assert_int_equal(cpu->pending.vector, VEC_GP);
+        assert_int_equal(mem_st8(cpu, SEG_DS, gva, 1), CPU_FAULT);
+        assert_int_equal(mem_rmw_begin(cpu, SEG_DS, gva, 4, ACC_WRITE, &r), CPU_FAULT);
+        assert_int_equal(mem_exec_page(cpu, gva, &page), CPU_FAULT);
     }
     assert_int_equal(mem_st64(cpu, SEG_SS, 0x7ffffffffffc, 0), CPU_FAULT);
     assert_int_equal(cpu->pending.vector, VEC_SS);
