@@ -90,7 +90,7 @@ static void terminal_count(void **state)
     assert_true(os_clock_ns() - start_ns >= 6000 * 1000000000ull / HZ_);
     left = latched(v, 2);
     if (os_clock_ns() - start_ns < 40000000) /* it goes on through zero; else the host slept */
-        assert_in_range(left, 0x10000 - 48000 + 6000, 0xffff);
+        assert_true(left == 0 || left >= 0x10000 - 48000 + 6000);
     vm_free(kvm);
 }
 
@@ -199,7 +199,8 @@ static void interrupts(void **state)
     }
     assert_true(os_clock_ns() - start_ns >= 9900000);
     out8(v, 0x43, 0x30); /* a control word stops it */
-    if (kvm_cpu_get_interrupt(v) >= 0)
+    sleep_ns(20000000);  /* the one under way, and what waits for reinjection */
+    while (kvm_cpu_get_interrupt(v) >= 0)
         out8(v, 0x20, 0x20);
     assert_false(wait_until(irq0, v, 5));
     out8(v, 0x40, 0xe8); /* mode 0: once */
