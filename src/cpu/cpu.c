@@ -247,6 +247,7 @@ struct look {
     struct cpu_state s;
     struct event pending;
     struct exit_info exit;
+    bool outside;
 };
 
 static void look_begin(struct cpu *cpu, struct look *look)
@@ -255,10 +256,12 @@ static void look_begin(struct cpu *cpu, struct look *look)
     look->s = cpu->s;
     look->pending = cpu->pending;
     look->exit = cpu->exit;
-    if (!cpu->in_guest_mode && cpu_vmptrst(cpu) != ~0ull) {
+    look->outside = !cpu->in_guest_mode;
+    if (!look->outside)
+        return;
+    if (cpu_vmptrst(cpu) != ~0ull)
         vmx_load_guest_state(cpu);
-        cpu_mode_changed(cpu);
-    }
+    mem_guest_enter(cpu); /* translations are used: whoever takes memory away waits for us */
 }
 
 static void look_end(struct cpu *cpu, const struct look *look)
@@ -267,6 +270,8 @@ static void look_end(struct cpu *cpu, const struct look *look)
     cpu->pending = look->pending;
     cpu->exit = look->exit;
     cpu_mode_changed(cpu);
+    if (look->outside)
+        mem_guest_leave(cpu);
 }
 
 static void insn_text(struct cpu *cpu, char *buf, size_t size)

@@ -107,9 +107,11 @@ struct stack {
 };
 void stack_current(struct cpu *, struct stack *);
 void stack_new(struct cpu *, struct stack *, const struct segment *ss, uint64_t sp, bool is64, bool user);
-int stack_probe(struct cpu *, const struct stack *, unsigned bytes);
 int stack_push(struct cpu *, struct stack *, unsigned size, uint64_t v);
 int stack_pop(struct cpu *, struct stack *, unsigned size, uint64_t *v);
+#define STACK_BLOCK 8u /* values of one access */
+int stack_push_many(struct cpu *, struct stack *, unsigned size, const uint64_t *v, unsigned n);
+int stack_pop_many(struct cpu *, struct stack *, unsigned size, uint64_t *v, unsigned n);
 /* Put sp into rSP as wide as the stack is. */
 void stack_commit_sp(struct cpu *, const struct stack *);
 

@@ -76,9 +76,7 @@ static int gate_read(struct cpu *cpu, unsigned vector, struct gate *g)
     if (vector * size + size - 1 > idtr->limit)
         return gate_error(cpu, VEC_GP, vector);
     const gva_t gva = idtr->base + vector * size;
-    if ((st = mem_read(cpu, SEG_NONE, lm ? gva : (uint32_t)gva, &d[0], 8, ACC_READ | ACCF_SUPER)))
-        return st;
-    if (lm && (st = mem_read(cpu, SEG_NONE, gva + 8, &d[1], 8, ACC_READ | ACCF_SUPER)))
+    if ((st = mem_read(cpu, SEG_NONE, lm ? gva : (uint32_t)gva, d, size, ACC_READ | ACCF_SUPER)))
         return st;
     *g = (struct gate){
         .off = (d[0] & 0xffff) | (d[0] >> 48 & 0xffff) << 16 | d[1] << 32,
@@ -203,13 +201,7 @@ static int push_frame(struct cpu *cpu, const struct event *ev, struct handler *h
     frame[n++] = s->rip;
     if (ev->has_error)
         frame[n++] = ev->error;
-    for (unsigned i = 0; i < n; i++) {
-        int st = stack_push(cpu, &h->stack, h->width, frame[i]);
-
-        if (st)
-            return st;
-    }
-    return CPU_OK;
+    return stack_push_many(cpu, &h->stack, h->width, frame, n);
 }
 
 static void enter_handler(struct cpu *cpu, const struct gate *g, const struct handler *h)

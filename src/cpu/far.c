@@ -441,33 +441,34 @@ static int iret_protected(struct cpu *cpu, const struct insn *in)
 {
     const unsigned width = in->opsize;
     const bool from64 = cpu->s.mode == MODE_64;
+    enum { IP, CS, FLAGS, SP, SS };
+    uint64_t v[5];
     struct target t;
     struct stack stack;
     struct segment ss;
-    uint64_t ip, cs, flags, sp, ss_sel;
     int st;
 
     stack_current(cpu, &stack);
-    if ((st = stack_pop(cpu, &stack, width, &ip)) || (st = stack_pop(cpu, &stack, width, &cs)) ||
-        (st = stack_pop(cpu, &stack, width, &flags)))
+    if ((st = stack_pop_many(cpu, &stack, width, v, from64 ? 5 : 3))) /* 64-bit code always pops rSP and SS */
         return st;
-    if (!long_mode(cpu) && width == 4 && (flags & F_VM) && cpu->s.cpl == 0)
-        return iret_to_v86(cpu, &stack, ip, (uint16_t)cs, flags);
-    if ((st = return_target(cpu, (uint16_t)cs, ip, &t)))
+    if (!long_mode(cpu) && width == 4 && (v[FLAGS] & F_VM) && cpu->s.cpl == 0)
+        return iret_to_v86(cpu, &stack, v[IP], (uint16_t)v[CS], v[FLAGS]);
+    if ((st = return_target(cpu, (uint16_t)v[CS], v[IP], &t)))
         return st;
     if (!from64 && t.cpl == cpu->s.cpl) {
         stack_commit_sp(cpu, &stack);
-        load_flags(cpu, flags, width);
+        load_flags(cpu, v[FLAGS], width);
         return jump_to(cpu, &t.cs, t.ip);
     }
-    if ((st = stack_pop(cpu, &stack, width, &sp)) || (st = stack_pop(cpu, &stack, width, &ss_sel)) ||
-        (st = return_ss(cpu, &t, (uint16_t)ss_sel, &ss)))
+    if (!from64 && (st = stack_pop_many(cpu, &stack, width, &v[SP], 2)))
         return st;
-    load_flags(cpu, flags, width);
+    if ((st = return_ss(cpu, &t, (uint16_t)v[SS], &ss)))
+        return st;
+    load_flags(cpu, v[FLAGS], width);
     if (t.cpl != cpu->s.cpl)
-        return return_outer(cpu, &t, &ss, sp, 0);
+        return return_outer(cpu, &t, &ss, v[SP], 0);
     cpu->s.seg[SEG_SS] = ss;
-    stack_new(cpu, &stack, &ss, sp, t.cs.attr & AR_L, false);
+    stack_new(cpu, &stack, &ss, v[SP], t.cs.attr & AR_L, false);
     stack_commit_sp(cpu, &stack);
     return jump_to(cpu, &t.cs, t.ip);
 }
@@ -495,8 +496,9 @@ static int iret_any(struct cpu *cpu, const struct insn *in)
     return iret_protected(cpu, in);
 }
 
-/* IRET ends blocking by NMI even when it faults (SDM 3A, "Handling Multiple NMIs"); the hypervisor is told, so that it can
- * run it again with blocking (SDM 3C, "Information for VM Exits Due to Vectored Events"). Emulation may replay it. */
+/* IRET ends blocking by NMI even when it faults (SDM 3A, "Handling Multiple NMIs"); the hypervisor is told, so that it
+ * can run it again with blocking (SDM 3C, "Information for VM Exits Due to Vectored Events"). Emulation may replay it.
+ */
 int far_iret(struct cpu *cpu, const struct insn *in)
 {
     struct cpu_state *s = &cpu->s;

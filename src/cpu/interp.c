@@ -60,6 +60,8 @@ static int step(struct cpu *cpu)
 
     if (st == CPU_OK)
         st = run_one(cpu);
+    if (st == CPU_AGAIN)
+        cpu->rf_before = false; /* an unfinished rep keeps RF, or its own breakpoint would fire again */
     if (st == CPU_OK || st == CPU_RESCAN || st == CPU_JUMP || st == CPU_AGAIN)
         st = cpu_after_step(cpu, tf_before, shadow_before);
     return st;

@@ -291,6 +291,49 @@ int stack_pop(struct cpu *cpu, struct stack *st, unsigned size, uint64_t *v)
     return status;
 }
 
+/* Values in the order of the pushes (pops); in 64-bit mode and one page by a single access. Where that does not
+ * succeed each goes by itself, so that a fault or exit names the address it has on hardware. */
+static bool one_access(const struct cpu *cpu, const struct stack *st, uint64_t low, unsigned n)
+{
+    return st->is64 && !cpu->emul && n <= STACK_BLOCK && ((low ^ (low + n * 8 - 1)) & PAGE_MASK) == 0 &&
+           cpu_canonical(low);
+}
+
+int stack_push_many(struct cpu *cpu, struct stack *st, unsigned size, const uint64_t *v, unsigned n)
+{
+    const uint64_t low = st->sp - n * 8;
+    uint64_t block[STACK_BLOCK] = {0};
+    int status;
+
+    if (size == 8 && one_access(cpu, st, low, n)) {
+        for (unsigned i = 0; i < n; i++)
+            block[n - 1 - i] = v[i];
+        if (mem_write(cpu, SEG_NONE, low, block, n * 8, ACC_WRITE | st->acc) == CPU_OK) {
+            st->sp = low;
+            return CPU_OK;
+        }
+    }
+    for (unsigned i = 0; i < n; i++)
+        if ((status = stack_push(cpu, st, size, v[i])))
+            return status;
+    return CPU_OK;
+}
+
+int stack_pop_many(struct cpu *cpu, struct stack *st, unsigned size, uint64_t *v, unsigned n)
+{
+    int status;
+
+    if (size == 8 && one_access(cpu, st, st->sp, n) &&
+        mem_read(cpu, SEG_NONE, st->sp, v, n * 8, ACC_READ | st->acc) == CPU_OK) {
+        st->sp += n * 8;
+        return CPU_OK;
+    }
+    for (unsigned i = 0; i < n; i++)
+        if ((status = stack_pop(cpu, st, size, &v[i])))
+            return status;
+    return CPU_OK;
+}
+
 void stack_commit_sp(struct cpu *cpu, const struct stack *st)
 {
     uint64_t *rsp = &cpu->s.gpr[R_RSP];

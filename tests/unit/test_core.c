@@ -672,6 +672,83 @@ static void task_gate_exits(void **state)
     assert_int_equal(*(uint32_t *)(g->ram + guest_r(g, GUEST_RSP)), 0x41);
 }
 
+BLOB(code_sreg, "mov $0x23, %eax\n mov %eax, %ds\n push %fs\n mov $0x10, %ecx\n push %rcx\n pop %fs\n mov %fs, %edx\n"
+                "movl $0x1000, 0x20000\n movw $0x10, 0x20004\n lss 0x20000, %esp\n mov %ss, 0x20008\n"
+                "mov $0x23, %esi\n mov %esi, %ss\n");
+static void segment_registers(void **state)
+{
+    struct guest *g = *state;
+
+    PUT(g, code_sreg);
+    guest_seg(g, SEG_FS, 0, 0x1234567890, 0, AR_UNUSABLE);
+    run_to(g, handler(VEC_GP)); /* SS of level 3 at CPL 0 */
+    assert_int_equal(frame(g)[0], 0x20);
+    assert_int_equal(frame(g)[4], 0x1000);
+    assert_int_equal(*guest_gpr(g, R_RDX), 0x10);
+    assert_int_equal(guest_r(g, GUEST_FS_BASE), 0);
+    assert_int_equal(guest_r(g, GUEST_FS_LIMIT), 0xffffffff);
+    assert_int_equal(guest_r(g, GUEST_DS_AR_BYTES), 0xc0f3);
+    assert_int_equal(*(uint16_t *)(g->ram + 0x20008), 0x10);
+    assert_int_equal(*(uint64_t *)(g->ram + GUEST_STACK - 16), 0x10);
+}
+
+BLOB(code_int3, "nop\n int3\n nop\n");
+static void int3_is_intercepted_or_trapped(void **state)
+{
+    struct guest *g = *state;
+    FILE *f = tmpfile();
+    char text[512];
+
+    PUT(g, code_int3);
+    guest_w(g, EXCEPTION_BITMAP, 1u << VEC_BP);
+    assert_int_equal(guest_run(g), EXIT_REASON_EXCEPTION_NMI);
+    assert_int_equal(guest_r(g, VM_EXIT_INTR_INFO), INTR_INFO_VALID | INTR_SOFT_EXC << 8 | VEC_BP);
+    assert_int_equal(guest_r(g, VM_EXIT_INSTRUCTION_LEN), 1);
+    assert_int_equal(rip(g), GUEST_CODE + 1);
+    cpu_insn_text(g->cpu, text, sizeof(text));
+    assert_string_equal(text, "int3");
+    cpu_dump(g->cpu, f);
+    rewind(f);
+    assert_non_null(fgets(text, sizeof(text), f));
+    assert_non_null(strstr(text, "rip 0000000000010001"));
+    fclose(f);
+    guest_w(g, EXCEPTION_BITMAP, 0);
+    guest_w(g, GUEST_RFLAGS, F_RESERVED | F_RF);
+    run_to(g, handler(VEC_BP));
+    assert_int_equal(frame(g)[0], GUEST_CODE + 2);
+    assert_int_equal(frame(g)[2], F_RESERVED); /* a trap: no RF */
+}
+
+BLOB(code_ins, "mov $0x20000, %edi\n mov $5, %ecx\n mov $0x1f0, %edx\n cld\n rep insw\n in %dx, %eax\n");
+static void ports_without_intercept_float(void **state)
+{
+    struct guest *g = *state;
+
+    PUT(g, code_ins);
+    guest_w(g, CPU_BASED_VM_EXEC_CONTROL, guest_r(g, CPU_BASED_VM_EXEC_CONTROL) & ~CPU_UNCOND_IO_EXITING);
+    run_to(g, END(code_ins));
+    assert_int_equal(*guest_gpr(g, R_RCX), 0);
+    assert_int_equal(*guest_gpr(g, R_RDI), 0x2000a);
+    assert_int_equal(*guest_gpr(g, R_RAX), 0xffffffff);
+    assert_int_equal(*(uint64_t *)(g->ram + 0x20008), 0xffff);
+}
+
+/* A frame over two pages of which one is not there: the fault is the hardware's, by element. */
+BLOB(code_bad_stack, "mov $0x3fffffff8, %rsp\n ud2\n");
+static void stack_fault_names_the_push(void **state)
+{
+    struct guest *g = *state;
+    const uint64_t ist = 0x38000;
+
+    PUT(g, code_bad_stack);
+    guest_gate(g, VEC_DF, handler(VEC_DF), 1, 0x8e);
+    guest_gate(g, VEC_PF, handler(VEC_PF), 1, 0x8e);
+    memcpy(g->ram + GUEST_TSS + 36, &ist, 8);
+    run_to(g, handler(VEC_PF)); /* #UD is benign: the #PF of its delivery is handled by itself */
+    assert_int_equal(cpu_state(g->cpu)->cr2, 0x3fffffff0 - 8);
+    assert_int_equal(frame(g)[0], PF_W);
+}
+
 static void tsc_frequency(void **state)
 {
     const uint64_t khz = cpu_tsc_khz();
@@ -709,6 +786,10 @@ int main(void)
         T(call_gate),
         T(virtual_8086),
         T(task_gate_exits),
+        T(segment_registers),
+        T(int3_is_intercepted_or_trapped),
+        T(ports_without_intercept_float),
+        T(stack_fault_names_the_push),
         T(tsc_frequency),
     };
 
