@@ -174,7 +174,8 @@ int in_idiv(struct cpu *cpu, const struct insn *in)
     if (size == 1)
         dividend = (int16_t)q.lo;
     else
-        dividend = (__int128)((unsigned __int128)sign_extend(q.hi, size) << bits) | (q.lo & size_mask(size));
+        dividend = (__int128)((unsigned __int128)(__int128)(int64_t)sign_extend(q.hi, size) << bits) |
+                   (q.lo & size_mask(size));
     if (check_idiv(dividend, (int64_t)sign_extend(q.divisor, size), size))
         return cpu_raise(cpu, VEC_DE);
     fns[size_index(size)](&q, &cpu->s.flags);
