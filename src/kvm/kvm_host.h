@@ -169,8 +169,9 @@ struct kvm_vcpu {
     _Atomic uint32_t wake;          /* futex word: halted vCPUs sleep on it (os.h) */
     _Atomic bool blocked;           /* sleeping in kvm_vcpu_halt() */
     _Atomic bool signal_arrived;    /* anykvm_signal_arrived() */
-    bool sigset_active;
+    bool sigset_active;             /* KVM_SET_SIGNAL_MASK (vcpu.c) */
     uint64_t sigset;
+    struct ktimer signal_poll;
     bool launched;                  /* VMRESUME instead of VMLAUNCH */
     struct kvm_vcpu_arch arch;
     uint64_t stat[64];              /* enum kvm_stat of stat.h */

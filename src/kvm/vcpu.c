@@ -5,6 +5,8 @@
  * IN_GUEST_MODE, then looks at requests and flags. Both are sequentially consistent, so one of them sees the other. The
  * same holds between the flag and vcpu->blocked. */
 #include "x86.h"
+#include <errno.h>
+#include <string.h>
 
 void kvm_make_request(int req, struct kvm_vcpu *vcpu)
 {
@@ -64,4 +66,63 @@ bool kvm_make_all_cpus_request(struct kvm *kvm, int req, bool wait)
 void kvm_flush_remote_tlbs(struct kvm *kvm)
 {
     kvm_make_all_cpus_request(kvm, KVM_REQ_TLB_FLUSH, true);
+}
+
+/* ---- KVM_SET_SIGNAL_MASK ----
+ * In Linux the mask is in force during KVM_RUN, and a signal that it lets through ends the call and is still pending
+ * after it, for the thread's own mask blocks it. Here a signal that the thread blocks is never let through: its
+ * handler, or its default action, would run inside of the call. It is looked for instead, at each exit, and a timer
+ * makes an exit every two milliseconds. What the mask blocks and the thread does not is blocked for the length of the
+ * call. */
+#define SIGNAL_POLL_NS 2000000ull
+
+static sigset_t sigset_of(struct kvm_vcpu *vcpu)
+{
+    sigset_t set;
+
+    sigemptyset(&set);
+    memcpy(&set, &vcpu->sigset, sizeof(vcpu->sigset));
+    return set;
+}
+
+bool kvm_sigset_pending(struct kvm_vcpu *vcpu)
+{
+    const sigset_t set = sigset_of(vcpu);
+
+    return os_signal_pending(&set);
+}
+
+static void signal_poll(struct ktimer *timer)
+{
+    struct kvm_vcpu *vcpu = timer->opaque;
+
+    kvm_vcpu_kick(vcpu);
+    ktimer_start(timer, os_clock_ns() + SIGNAL_POLL_NS);
+}
+
+/* 0, or -EINTR: such a signal is there already */
+int kvm_sigset_activate(struct kvm_vcpu *vcpu, sigset_t *saved)
+{
+    static const int never_blocked[] = {SIGSEGV, SIGBUS, SIGFPE, SIGILL, SIGTRAP}; /* faults of guest accesses */
+    struct ktimer_thread *timers = kvm_timer_thread(vcpu->kvm);
+    sigset_t set = sigset_of(vcpu);
+
+    if (!timers)
+        return -ENOMEM;
+    for (unsigned i = 0; i < ARRAY_SIZE(never_blocked); i++)
+        sigdelset(&set, never_blocked[i]);
+    pthread_sigmask(SIG_BLOCK, &set, saved);
+    if (!vcpu->signal_poll.fn)
+        ktimer_init(&vcpu->signal_poll, timers, signal_poll, vcpu);
+    ktimer_start(&vcpu->signal_poll, os_clock_ns() + SIGNAL_POLL_NS);
+    if (!kvm_sigset_pending(vcpu))
+        return 0;
+    kvm_sigset_deactivate(vcpu, saved);
+    return -EINTR;
+}
+
+void kvm_sigset_deactivate(struct kvm_vcpu *vcpu, const sigset_t *saved)
+{
+    ktimer_cancel_sync(&vcpu->signal_poll);
+    pthread_sigmask(SIG_SETMASK, saved, NULL);
 }

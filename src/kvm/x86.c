@@ -141,7 +141,9 @@ bool kvm_arch_vcpu_runnable(struct kvm_vcpu *vcpu)
 
 static bool signal_pending(struct kvm_vcpu *vcpu)
 {
-    return atomic_load(&vcpu->signal_arrived) || *(volatile uint8_t *)&vcpu->run->immediate_exit;
+    if (atomic_load(&vcpu->signal_arrived) || *(volatile uint8_t *)&vcpu->run->immediate_exit)
+        return true;
+    return unlikely(vcpu->sigset_active) && kvm_sigset_pending(vcpu);
 }
 
 static bool kvm_vcpu_check_block(struct kvm_vcpu *vcpu)
@@ -356,7 +358,6 @@ static int vcpu_run(struct kvm_vcpu *vcpu)
         }
         if (signal_pending(vcpu)) {
             atomic_store(&vcpu->signal_arrived, false);
-            vcpu->run->exit_reason = KVM_EXIT_INTR;
             return -EINTR;
         }
     }
@@ -372,7 +373,6 @@ static int run_uninitialized(struct kvm_vcpu *vcpu)
         return 0;
     kvm_check_request(KVM_REQ_UNBLOCK, vcpu);
     if (atomic_exchange(&vcpu->signal_arrived, false) || *(volatile uint8_t *)&vcpu->run->immediate_exit) {
-        vcpu->run->exit_reason = KVM_EXIT_INTR;
         return -EINTR;
     }
     return -EAGAIN;
@@ -397,36 +397,34 @@ static int vcpu_prepare_run(struct kvm_vcpu *vcpu)
     return *(volatile uint8_t *)&vcpu->run->immediate_exit ? -EINTR : 1;
 }
 
-int kvm_arch_vcpu_ioctl_run(struct kvm_vcpu *vcpu)
+static int run_vcpu(struct kvm_vcpu *vcpu)
 {
-    struct kvm_run *run = vcpu->run;
     int r;
 
-    kvm_x86_ops->vcpu_load(vcpu);
-    if (vcpu->sigset_active) {
-        sigset_t set;
-
-        memset(&set, 0, sizeof(set));
-        memcpy(&set, &vcpu->sigset, sizeof(vcpu->sigset));
-        if (os_signal_pending(&set)) {
-            run->exit_reason = KVM_EXIT_INTR;
-            return -EINTR;
-        }
-    }
-    run->flags = 0;
+    vcpu->run->flags = 0;
     if (vcpu->arch.steal_msr & 1)
         kvm_make_request(KVM_REQ_STEAL_UPDATE, vcpu);
-    if (unlikely(vcpu->arch.mp_state == KVM_MP_STATE_UNINITIALIZED)) {
-        r = run_uninitialized(vcpu);
-    } else {
-        r = vcpu_prepare_run(vcpu);
-        if (r > 0)
-            r = vcpu_run(vcpu);
-        if (r == -EINTR)
-            run->exit_reason = KVM_EXIT_INTR;
+    if (unlikely(vcpu->arch.mp_state == KVM_MP_STATE_UNINITIALIZED))
+        return run_uninitialized(vcpu);
+    r = vcpu_prepare_run(vcpu);
+    return r > 0 ? vcpu_run(vcpu) : r;
+}
+
+int kvm_arch_vcpu_ioctl_run(struct kvm_vcpu *vcpu)
+{
+    const bool mask = vcpu->sigset_active;
+    sigset_t saved;
+    int r = mask ? kvm_sigset_activate(vcpu, &saved) : 0;
+
+    if (!r) {
+        r = run_vcpu(vcpu);
+        if (mask)
+            kvm_sigset_deactivate(vcpu, &saved);
+        post_kvm_run_save(vcpu);
     }
-    if (r == -EINTR)
-        cpu_code_unverify(vcpu->arch.cpu); /* the client may change code before it calls again: hazards of DMA */
-    post_kvm_run_save(vcpu);
+    if (r == -EINTR) {
+        vcpu->run->exit_reason = KVM_EXIT_INTR;
+        cpu_code_unverify(vcpu->arch.cpu); /* the client may change code before it calls again */
+    }
     return r;
 }

@@ -37,6 +37,10 @@ static inline bool guest_cpuid_has(struct kvm_vcpu *vcpu, uint32_t leaf, char re
     return e && ((reg == 'a' ? e->eax : reg == 'b' ? e->ebx : reg == 'c' ? e->ecx : e->edx) >> bit & 1);
 }
 
+/* vcpu.c: KVM_SET_SIGNAL_MASK for the length of a KVM_RUN */
+int kvm_sigset_activate(struct kvm_vcpu *, sigset_t *saved);
+void kvm_sigset_deactivate(struct kvm_vcpu *, const sigset_t *saved);
+bool kvm_sigset_pending(struct kvm_vcpu *);
 /* x86_events.c */
 int inject_pending_event(struct kvm_vcpu *);
 bool kvm_event_needs_reinjection(struct kvm_vcpu *);

@@ -339,6 +339,13 @@ static void *signal_soon(void *target)
     return NULL;
 }
 
+static void *signal_blocked(void *target)
+{
+    usleep(30000);
+    pthread_kill(*(pthread_t *)target, SIGUSR2);
+    return NULL;
+}
+
 static void run_is_interrupted(struct vm *vm)
 {
     const struct sigaction action = {.sa_handler = on_signal};
@@ -361,6 +368,41 @@ static void signal_ends_a_loop(void **state)
     run_is_interrupted(&vm);
     run_is_interrupted(&vm);
     assert_true(vm_regs(&vm, 0).rax > 1000);
+    vm_destroy(&vm);
+}
+
+/* KVM_SET_SIGNAL_MASK: a signal that the thread blocks and the mask lets through ends KVM_RUN and stays pending */
+static void masked_signal_stays_pending(void **state)
+{
+    struct vm vm = long_vm();
+    struct {
+        struct kvm_signal_mask head;
+        uint64_t set;
+    } __attribute__((packed)) mask = {{.len = 8}, 0};
+    const struct sigaction fatal = {.sa_handler = SIG_DFL};
+    pthread_t self = pthread_self(), other;
+    sigset_t block, old, pending;
+    int sig;
+
+    sigaction(SIGUSR2, &fatal, NULL);
+    sigemptyset(&block);
+    sigaddset(&block, SIGUSR2);
+    pthread_sigmask(SIG_BLOCK, &block, &old);
+    memcpy(&mask.set, &old, 8);
+    VM_MUST(vm_ioctl(vm.vcpu[0], KVM_SET_SIGNAL_MASK, &mask));
+    vm_load(&vm, long_spin);
+    vm_start_long(&vm, 0);
+    pthread_create(&other, NULL, signal_blocked, &self);
+    for (int round = 0; round < 2; round++) { /* it is pending before the second call */
+        assert_int_equal(vm_run(&vm, 0), -1);
+        assert_int_equal(errno, EINTR);
+        assert_int_equal(vm.run[0]->exit_reason, KVM_EXIT_INTR);
+    }
+    pthread_join(other, NULL);
+    sigpending(&pending);
+    assert_int_equal(sigismember(&pending, SIGUSR2), 1);
+    sigwait(&block, &sig);
+    pthread_sigmask(SIG_SETMASK, &old, NULL);
     vm_destroy(&vm);
 }
 
@@ -571,6 +613,7 @@ int main(void)
         cmocka_unit_test(immediate_exit_completes_io),
         cmocka_unit_test(signal_ends_a_loop),
         cmocka_unit_test(signal_ends_a_halt),
+        cmocka_unit_test(masked_signal_stays_pending),
         cmocka_unit_test(breakpoints_and_steps_exit),
         cmocka_unit_test(client_injects_an_interrupt),
         cmocka_unit_test(apic_timer_ends_a_halt),
