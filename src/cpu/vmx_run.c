@@ -132,6 +132,7 @@ static enum vmx_result launch(struct cpu *cpu, uint32_t wanted, enum vmx_error o
         return VMX_FAIL_INVALID;
     if (vmx->cur->launch_state != wanted)
         return vmx_fail(cpu, otherwise);
+    vmx_trace_entry(cpu, wanted == VMCS_CLEAR);
     result = vmx_check_controls(cpu);
     return result == VMX_OK ? enter(cpu) : result;
 }

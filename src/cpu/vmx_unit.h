@@ -74,10 +74,22 @@ bool vmcs_lookup(uint32_t encoding, unsigned *index);   /* index of the 64-bit s
 const char *vmcs_field_name(unsigned index);
 const char *vmx_reason_name(uint32_t reason);
 void vmx_trace_exit_slow(struct cpu *);
+void vmx_trace_entry_slow(struct cpu *, bool launch);
+void vmx_trace_insn_slow(struct cpu *, const char *name, hpa_t operand);
 static inline void vmx_trace_exit(struct cpu *cpu)
 {
     if (unlikely(cpu_trace_mask & CPU_TRACE_VMCS))
         vmx_trace_exit_slow(cpu);
+}
+static inline void vmx_trace_entry(struct cpu *cpu, bool launch)
+{
+    if (unlikely(cpu_trace_mask & CPU_TRACE_VMCS))
+        vmx_trace_entry_slow(cpu, launch);
+}
+static inline void vmx_trace_insn(struct cpu *cpu, const char *name, hpa_t operand)
+{
+    if (unlikely(cpu_trace_mask & CPU_TRACE_VMCS))
+        vmx_trace_insn_slow(cpu, name, operand);
 }
 void vmx_trace_failed_check(struct cpu *, const char *text);
 

@@ -40,6 +40,7 @@ enum vmx_result cpu_vmxon(struct cpu *cpu, hpa_t region)
     struct vmx_unit *vmx = cpu->vmx;
     uint32_t revision;
 
+    vmx_trace_insn(cpu, "VMXON", region);
     if (vmx->on)
         return vmx_fail(cpu, VMXERR_VMXON_IN_ROOT);
     if (!region_ok(region) || host_ld32((void *)region, &revision) || revision != VMCS_REVISION)
@@ -65,6 +66,7 @@ enum vmx_result cpu_vmclear(struct cpu *cpu, hpa_t hpa)
     struct vmx_unit *vmx = cpu->vmx;
     struct vmcs *v = (struct vmcs *)hpa;
 
+    vmx_trace_insn(cpu, "VMCLEAR", hpa);
     if (!vmx->on)
         return VMX_FAIL_INVALID;
     if (!region_ok(hpa))
@@ -83,6 +85,7 @@ enum vmx_result cpu_vmptrld(struct cpu *cpu, hpa_t hpa)
     struct vmx_unit *vmx = cpu->vmx;
     uint32_t revision;
 
+    vmx_trace_insn(cpu, "VMPTRLD", hpa);
     if (!vmx->on)
         return VMX_FAIL_INVALID;
     if (!region_ok(hpa))
@@ -113,6 +116,7 @@ static bool eptp_ok(uint64_t eptp)
 
 enum vmx_result cpu_invept(struct cpu *cpu, int type, uint64_t eptp)
 {
+    vmx_trace_insn(cpu, "INVEPT", eptp);
     if (!cpu->vmx->on)
         return VMX_FAIL_INVALID;
     if (type != INVEPT_GLOBAL && (type != INVEPT_CONTEXT || !eptp_ok(eptp)))
