@@ -42,9 +42,9 @@ static void crossing(void **state)
     uint8_t wide[64], back[64];
 
     for (unsigned off = 0xff9; off < 0x1000; off++) {
-        assert_int_equal(mem_st64(cpu, SEG_NONE, VA + off, 0x0102030405060708 * off), CPU_OK);
+        assert_int_equal(mem_st64(cpu, SEG_NONE, VA + off, 0x0102030405060708ull * off), CPU_OK);
         assert_int_equal(mem_ld64(cpu, SEG_NONE, VA + off, &v), CPU_OK);
-        assert_true(v == 0x0102030405060708 * off);
+        assert_true(v == 0x0102030405060708ull * off);
         assert_memory_equal(vm->ram + 0x9000 + off, &v, 0x1000 - off);
         assert_memory_equal(vm->ram + 0x5000, (uint8_t *)&v + 0x1000 - off, off - 0xff8);
     }
