@@ -7,6 +7,7 @@
 
 #include <stdbool.h>
 #include <stddef.h>
+#include <stdio.h>
 #include <sys/types.h>
 
 #define ANYKVM_API __attribute__((visibility("default")))
@@ -26,6 +27,9 @@ ANYKVM_API void anykvm_signal_arrived(void);
  * Returns the length that the text has (snprintf's rule). */
 ANYKVM_API int anykvm_describe(char *buf, size_t size);
 ANYKVM_API const char *anykvm_version(void);
+/* Counters of a VM or vCPU as text: fd is a descriptor of KVM_GET_STATS_FD, or a memfd "anykvm-stats" opened through
+ * /proc/PID/fd of another process. Returns 0, or -1: it is none. */
+ANYKVM_API int anykvm_stat_print(int fd, FILE *out);
 /* Parameters, as of a module: "ept=0,vpid=0,engine=interp"; the same as ANYKVM_PARAMS. Before the first anykvm_open.
  * Returns 0, or -1 with errno EINVAL and *bad at the offending name (bad may be NULL). */
 ANYKVM_API int anykvm_set_params(const char *params, const char **bad);

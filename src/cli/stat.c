@@ -1,6 +1,7 @@
 /* SPDX-License-Identifier: MIT
  * stat.c: anykvm stat: counters of a machine: of one that it starts (printed at its end), or of a running one (-p PID). */
 #include "cli.h"
+#include <anykvm.h>
 #include <dirent.h>
 #include <errno.h>
 #include <fcntl.h>
@@ -17,10 +18,10 @@ static int stat_usage(void)
     return 2;
 }
 
-/* The process's counters are text in a memfd of this name; it is found among its descriptors. */
+/* The counters of a VM and of each vCPU lie in memfds of this name, found among the process's descriptors. */
 static int print_of(const char *pid)
 {
-    char path[300], target[300], buf[4096];
+    char path[300], target[300];
     struct dirent *e;
     DIR *dir;
     ssize_t n;
@@ -32,7 +33,7 @@ static int print_of(const char *pid)
         fprintf(stderr, "anykvm stat: process %s: %s\n", pid, strerror(errno));
         return 1;
     }
-    while (found && (e = readdir(dir))) {
+    while ((e = readdir(dir))) {
         snprintf(path, sizeof(path), "/proc/%s/fd/%s", pid, e->d_name);
         n = readlink(path, target, sizeof(target) - 1);
         if (n < 0)
@@ -41,10 +42,10 @@ static int print_of(const char *pid)
         if (!strstr(target, "memfd:anykvm-stats"))
             continue;
         int fd = open(path, O_RDONLY | O_CLOEXEC);
-        while (fd >= 0 && (n = read(fd, buf, sizeof(buf))) > 0)
-            fwrite(buf, 1, strnlen(buf, n), stdout);
-        if (fd >= 0)
+        if (fd >= 0) {
+            anykvm_stat_print(fd, stdout);
             close(fd);
+        }
         found = 0;
     }
     closedir(dir);

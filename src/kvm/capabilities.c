@@ -33,6 +33,7 @@ static const struct capability {
 #define CAP(name, value) { KVM_CAP_##name, #name, value, NULL }
 #define CAP_FN(name, fn) { KVM_CAP_##name, #name, 0, fn }
     CAP(ADJUST_CLOCK, KVM_CLOCK_TSC_STABLE | KVM_CLOCK_REALTIME | KVM_CLOCK_HOST_TSC),
+    CAP(BINARY_STATS_FD, 1),
     CAP(CHECK_EXTENSION_VM, 1),
     CAP(CLOCKSOURCE, 1),
     CAP(COALESCED_MMIO, KVM_COALESCED_PAGE),

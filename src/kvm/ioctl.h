@@ -110,7 +110,4 @@ long vcpu_get_events(struct ioctl_call *), vcpu_set_events(struct ioctl_call *);
 long vcpu_get_debugregs(struct ioctl_call *), vcpu_set_debugregs(struct ioctl_call *);
 long vcpu_set_guest_debug(struct ioctl_call *);
 
-/* ---- stat.c ---- */
-void kvm_stat_vm_gone(struct kvm *);
-
 #endif

@@ -69,6 +69,25 @@ static void sync_regs_out(struct ioctl_call *c)
     }
 }
 
+static void count_user_exit(struct kvm_vcpu *vcpu, long r)
+{
+    const struct kvm_run *run = vcpu->run;
+    uint64_t *stat = vcpu->stat;
+
+    stat[STAT_user_exits]++;
+    kvm_stat_time(vcpu, STAT_kernel_cycles);
+    if (r == -EINTR) {
+        stat[STAT_signal_exits]++;
+    } else if (run->exit_reason == KVM_EXIT_IO) {
+        stat[STAT_io_exits]++;
+        kvm_stat_io(vcpu, false, run->io.port, run->io.direction == KVM_EXIT_IO_OUT, true);
+    } else if (run->exit_reason == KVM_EXIT_MMIO) {
+        stat[STAT_mmio_exits]++;
+        kvm_stat_io(vcpu, true, run->mmio.phys_addr, run->mmio.is_write, true);
+    }
+    kvm_stat_sync(vcpu);
+}
+
 static long vcpu_run(struct ioctl_call *c)
 {
     struct kvm_vcpu *vcpu = c->vcpu;
@@ -78,6 +97,7 @@ static long vcpu_run(struct ioctl_call *c)
         return because(-EINVAL, "the argument must be 0");
     atomic_store_explicit(&vcpu->signal_arrived, false, memory_order_relaxed);
     vcpu->arch.has_run = true;
+    vcpu->stat_mark = cpu_rdtsc();
     if (unlikely(vcpu->run->kvm_valid_regs | vcpu->run->kvm_dirty_regs) &&
         vcpu->arch.mp_state != KVM_MP_STATE_UNINITIALIZED)
         r = sync_regs_in(c);
@@ -85,6 +105,7 @@ static long vcpu_run(struct ioctl_call *c)
         r = kvm_arch_vcpu_ioctl_run(vcpu);
     if (unlikely(vcpu->run->kvm_valid_regs))
         sync_regs_out(c);
+    count_user_exit(vcpu, r);
     return r;
 }
 
@@ -386,6 +407,11 @@ static long vcpu_translate(struct ioctl_call *c)
     return 0;
 }
 
+static long vcpu_get_stats_fd(struct ioctl_call *c)
+{
+    return kvm_vcpu_stats_fd(c->vcpu);
+}
+
 #define MSR_TAIL(copy) TAIL(kvm_msrs, nmsrs, struct kvm_msr_entry, KVM_MAX_IO_MSRS - 1, -E2BIG, copy)
 #define CPUID_TAIL(kind, entry, copy) TAIL(kind, nent, struct entry, KVM_MAX_CPUID_ENTRIES, -E2BIG, copy)
 #define CPUID_OUT TAIL(kvm_cpuid2, nent, struct kvm_cpuid_entry2, KVM_MAX_CPUID_ENTRIES, 0, OUT)
@@ -437,5 +463,6 @@ const struct ioctl_row vcpu_ioctls[] = {
     ROW(KVM_GET_DEVICE_ATTR, IN, struct kvm_device_attr, vcpu_get_device_attr, KVM_CAP_VCPU_ATTRIBUTES),
     ROW(KVM_SET_DEVICE_ATTR, IN, struct kvm_device_attr, vcpu_set_device_attr, KVM_CAP_VCPU_ATTRIBUTES),
     ROW(KVM_HAS_DEVICE_ATTR, IN, struct kvm_device_attr, vcpu_has_device_attr, KVM_CAP_VCPU_ATTRIBUTES),
+    ROW0(KVM_GET_STATS_FD, vcpu_get_stats_fd, KVM_CAP_BINARY_STATS_FD),
 };
 const unsigned vcpu_ioctls_count = ARRAY_SIZE(vcpu_ioctls);

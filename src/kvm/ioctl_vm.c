@@ -306,6 +306,11 @@ static long vm_set_msr_filter(struct ioctl_call *c)
     return kvm_set_msr_filter(c->kvm, c->data);
 }
 
+static long vm_get_stats_fd(struct ioctl_call *c)
+{
+    return kvm_vm_stats_fd(c->kvm);
+}
+
 #define ROUTING_TAIL TAIL(kvm_irq_routing, nr, struct kvm_irq_routing_entry, KVM_MAX_IRQ_ROUTES, -EINVAL, IN)
 
 const struct ioctl_row vm_ioctls[] = {
@@ -346,5 +351,6 @@ const struct ioctl_row vm_ioctls[] = {
     ROW0(KVM_SET_TSC_KHZ, vm_set_tsc_khz, KVM_CAP_VM_TSC_CONTROL),
     ROW0(KVM_GET_TSC_KHZ, vm_get_tsc_khz, KVM_CAP_VM_TSC_CONTROL),
     ROW(KVM_X86_SET_MSR_FILTER, IN, struct kvm_msr_filter, vm_set_msr_filter, KVM_CAP_X86_MSR_FILTER),
+    ROW0(KVM_GET_STATS_FD, vm_get_stats_fd, KVM_CAP_BINARY_STATS_FD),
 };
 const unsigned vm_ioctls_count = ARRAY_SIZE(vm_ioctls);

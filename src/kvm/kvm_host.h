@@ -17,6 +17,7 @@
 #include "irq.h"
 #include "os.h"
 #include "srcu.h"
+#include "stat.h"
 
 typedef uint64_t gfn_t;
 #define PAGE_SHIFT 12
@@ -174,7 +175,9 @@ struct kvm_vcpu {
     struct ktimer signal_poll;
     bool launched;                  /* VMRESUME instead of VMLAUNCH */
     struct kvm_vcpu_arch arch;
-    uint64_t stat[64];              /* enum kvm_stat of stat.h */
+    uint64_t *stat;                 /* enum kvm_vcpu_stat, in the file that stats names */
+    uint64_t stat_mark;             /* TSC at the last change between guest mode, kernel part and sleep */
+    struct kvm_stats *stats;
 };
 
 struct kvm_arch {
@@ -230,12 +233,21 @@ struct kvm {
     uint32_t dirty_ring_size;
     _Atomic bool vm_bugged;
     struct kvm_arch arch;
-    uint64_t stat[32];
+    uint64_t *stat;                 /* enum kvm_vm_stat */
+    struct kvm_stats *stats;
 };
 
 static inline struct kvm_vcpu *kvm_get_vcpu(struct kvm *kvm, int i)
 {
     return kvm->vcpus[i];
+}
+/* The time since the last call belongs to `mode` (STAT_guest_cycles, _kernel_cycles, _halt_cycles). */
+static inline void kvm_stat_time(struct kvm_vcpu *vcpu, enum kvm_vcpu_stat mode)
+{
+    const uint64_t now = cpu_rdtsc();
+
+    vcpu->stat[mode] += now - vcpu->stat_mark;
+    vcpu->stat_mark = now;
 }
 struct kvm_vcpu *kvm_get_vcpu_by_id(struct kvm *, int id);
 struct kvm_vcpu *kvm_get_running_vcpu(void); /* of this thread, or NULL */

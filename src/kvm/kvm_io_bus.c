@@ -59,6 +59,8 @@ static int bus_access(struct kvm_vcpu *vcpu, enum kvm_bus nr, gpa_t gpa, int len
             r = dev->ops->write ? dev->ops->write(vcpu, dev, gpa, len, out) : -EOPNOTSUPP;
     }
     srcu_read_unlock(srcu, token);
+    if (!r)
+        kvm_stat_io(vcpu, nr == KVM_MMIO_BUS, gpa, out != NULL, false);
     return r;
 }
 

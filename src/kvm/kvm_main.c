@@ -87,6 +87,8 @@ static void destroy_vcpus(struct kvm *kvm)
         struct kvm_vcpu *vcpu = kvm->vcpus[i];
 
         kvm->vcpus[i] = NULL;
+        kvm_stat_sync(vcpu);
+        kvm_stat_vcpu_gone(vcpu);
         kvm_arch_vcpu_destroy(vcpu);
         munmap(vcpu->run, vcpu->run_size);
         pthread_mutex_destroy(&vcpu->mutex);
@@ -97,6 +99,7 @@ static void destroy_vcpus(struct kvm *kvm)
 
 static void kvm_free_vm(struct kvm *kvm)
 {
+    kvm_stat_vm_gone(kvm);
     if (kvm->coalesced_ring)
         munmap(kvm->coalesced_ring, PAGE_SIZE);
     pthread_mutex_destroy(&kvm->lock);
@@ -108,7 +111,6 @@ static void kvm_free_vm(struct kvm *kvm)
 static void kvm_destroy_vm(struct kvm *kvm)
 {
     kvm_trace(TRACE_INIT, "kvm_destroy_vm");
-    kvm_stat_vm_gone(kvm);
     kvm_irqfd_release(kvm);
     kvm_io_bus_destroy(kvm);
     kvm_coalesced_mmio_free(kvm);
@@ -150,6 +152,7 @@ static struct kvm *kvm_create_vm_fd(unsigned long type, int fd, int *err)
     pthread_mutex_init(&kvm->lock, NULL);
     pthread_mutex_init(&kvm->slots_lock, NULL);
     pthread_mutex_init(&kvm->irq_lock, NULL);
+    kvm_stat_vm_new(kvm);
     r = kvm_map_ring(kvm);
     if (!r)
         r = kvm_memslots_init(kvm);
@@ -294,6 +297,7 @@ static struct kvm_vcpu *vcpu_alloc(struct kvm *kvm, int id, int fd)
     }
     pthread_mutex_init(&vcpu->mutex, NULL);
     kvm_msr_vcpu_init(vcpu);
+    kvm_stat_vcpu_new(vcpu);
     return vcpu;
 }
 
@@ -313,6 +317,7 @@ static int vcpu_publish(struct kvm *kvm, struct kvm_vcpu *vcpu)
     }
     kvm->vcpus[vcpu->vcpu_idx] = vcpu;
     atomic_store(&kvm->online_vcpus, vcpu->vcpu_idx + 1);
+    kvm->stat[VM_STAT_vcpus]++;
     return r;
 }
 
@@ -340,6 +345,7 @@ static int create_vcpu(struct kvm *kvm, uint32_t id)
             kvm_arch_vcpu_destroy(vcpu);
     }
     if (r < 0) {
+        kvm_stat_vcpu_gone(vcpu);
         munmap(vcpu->run, vcpu->run_size);
         free(vcpu);
         close(fd);

@@ -344,6 +344,7 @@ int kvm_set_memory_region(struct kvm *kvm, const struct kvm_userspace_memory_reg
         return r;
     pthread_mutex_lock(&kvm->slots_lock);
     r = set_region_locked(kvm, m);
+    kvm->stat[VM_STAT_memslot_changes]++;
     pthread_mutex_unlock(&kvm->slots_lock);
     return r;
 }
@@ -393,6 +394,7 @@ int kvm_vm_ioctl_get_dirty_log(struct kvm *kvm, const struct kvm_dirty_log *log)
 
     pthread_mutex_lock(&kvm->slots_lock);
     r = get_dirty_log(kvm, log);
+    kvm->stat[VM_STAT_dirty_log_reads]++;
     pthread_mutex_unlock(&kvm->slots_lock);
     return r;
 }

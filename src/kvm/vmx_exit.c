@@ -322,6 +322,8 @@ int vmx_handle_exit(struct kvm_vcpu *vcpu)
     struct vcpu_vmx *vmx = vcpu->arch.vmx;
     const uint32_t reason = vmx->exit_reason & 0xffff;
 
+    if (likely(reason < STAT_CPU - STAT_EXIT_REASONS))
+        vcpu->stat[STAT_EXIT_REASONS + reason]++;
     if (unlikely(vmx->fail))
         return entry_failed(vcpu, vmcs_read(vcpu, VM_INSTRUCTION_ERROR));
     if (unlikely(vmx->exit_reason & EXIT_REASON_FAILED_VMENTRY))

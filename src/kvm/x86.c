@@ -154,6 +154,8 @@ static bool kvm_vcpu_check_block(struct kvm_vcpu *vcpu)
 /* Sleep until there is a reason not to. A signal whose handler ran is a reason: KVM_RUN then answers EINTR. */
 int kvm_vcpu_halt(struct kvm_vcpu *vcpu)
 {
+    kvm_stat_time(vcpu, STAT_kernel_cycles);
+    kvm_stat_sync(vcpu);
     for (;;) {
         const uint32_t word = atomic_load(&vcpu->wake);
         int r;
@@ -168,6 +170,7 @@ int kvm_vcpu_halt(struct kvm_vcpu *vcpu)
         }
     }
     atomic_store(&vcpu->blocked, false);
+    kvm_stat_time(vcpu, STAT_halt_cycles);
     return 0;
 }
 
@@ -333,7 +336,10 @@ int vcpu_enter_guest(struct kvm_vcpu *vcpu)
         kvm_x86_ops->cancel_injection(vcpu);
         return 1;
     }
+    kvm_stat_time(vcpu, STAT_kernel_cycles);
     r = kvm_x86_ops->vcpu_run(vcpu);
+    kvm_stat_time(vcpu, STAT_guest_cycles);
+    vcpu->stat[STAT_exits]++;
     atomic_store(&vcpu->mode, OUTSIDE_GUEST_MODE);
     if (unlikely(r < 0))
         return r;

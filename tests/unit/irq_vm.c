@@ -13,6 +13,7 @@ unsigned kvm_trace_mask;
 
 /* ---- what x86.c and the rest of src/kvm give ---- */
 void kvm_trace_write(const char *format, ...) {}
+void kvm_stat_io(struct kvm_vcpu *vcpu, bool mmio, uint64_t gpa, bool write, bool user) {}
 
 struct kvm_lapic *vcpu_apic(struct kvm_vcpu *vcpu)
 {
