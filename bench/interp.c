@@ -89,7 +89,7 @@ int main(int argc, char **argv)
         const char *name;
         guest_fn *fn;
         uint64_t n;
-    } kernels[] = { { "sort", k_sort, 20 }, { "fib", k_fib, 30 }, { "list", k_list, 8000000 }, { "bytes", k_bytes, 3000 } };
+    } kernels[] = {{"sort", k_sort, 20}, {"fib", k_fib, 30}, {"list", k_list, 8000000}, {"bytes", k_bytes, 3000}};
     static uint8_t data[1 << 20] __attribute__((aligned(4096)));
     const char *engine = argc > 1 ? argv[1] : "interp";
     struct guest g;

@@ -275,7 +275,8 @@ static struct code_page *page_prepare(struct cpu *cpu, hva_t page)
     free(fresh);
     if (!p || p->state != PAGE_PENDING)
         return p;
-    /* the bit stands; every cpu gives up its write entries. Another cpu may be waiting for the same: that is harmless */
+    /* the bit stands; every cpu gives up its write entries. Another cpu may be waiting for the same: that is harmless
+     */
     mem_protect_host_page(cpu->domain, cpu, page);
     state = PAGE_PENDING;
     atomic_compare_exchange_strong(&p->state, &state, PAGE_PROTECTED);
@@ -499,7 +500,7 @@ _Static_assert(MEMO == 256, "memo_slot");
 
 int code_single(struct cpu *cpu, const struct insn **found)
 {
-    uint8_t bytes[16] = { 0 };
+    uint8_t bytes[16] = {0};
     struct insn *in;
     unsigned got;
     gva_t gva;

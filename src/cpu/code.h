@@ -4,12 +4,12 @@
  * switches and exec of the same page-cache page; a code page holds the blocks of one host page, shared by all vCPUs.
  *
  * How it stays right when code changes:
- * - A page with blocks is protected: no vCPU holds a write entry for it, so writes of vCPUs come to code_written(), which
- *   kills the blocks that overlap. Every instruction of a dead block then has the function in_stale, so that a cpu which
- *   is inside leaves before the next instruction.
- * - Writes by others (DMA, the monitor) are unseen: a block keeps its source bytes and compares them before it runs when
- *   its stamp is old. Stamps age when an exec TLB entry of the page is filled and by cpu_code_unverify(). Without paging
- *   blocks compare at each entry.
+ * - A page with blocks is protected: no vCPU holds a write entry for it, so writes of vCPUs come to code_written(),
+ * which kills the blocks that overlap. Every instruction of a dead block then has the function in_stale, so that a cpu
+ * which is inside leaves before the next instruction.
+ * - Writes by others (DMA, the monitor) are unseen: a block keeps its source bytes and compares them before it runs
+ * when its stamp is old. Stamps age when an exec TLB entry of the page is filled and by cpu_code_unverify(). Without
+ * paging blocks compare at each entry.
  * - A page that is written and executed in turn loses its protection for good: its blocks compare at each entry and end
  *   after each instruction that writes memory.
  *
@@ -20,42 +20,42 @@
 
 #include "in_int.h"
 
-#define BLOCK_INSNS   32u
-#define CODE_LIMIT    (48ull << 20) /* bytes of blocks and pages; at most about the same again waits to be freed */
-#define CODE_RETIRE   (2ull << 20)  /* dead bytes that are worth asking the cpus */
-#define PAGE_BUCKETS  32u
-#define PAGES_HASH    8192u
-#define LOOKUP_CACHE  8192u
-#define WRITES_TO_DROP  16u /* writes to a protected page before its blocks are dropped at once */
-#define DROPS_TO_CHECK  24u /* such drops before the page is no longer protected */
-#define MEMO          256u
+#define BLOCK_INSNS    32u
+#define CODE_LIMIT     (48ull << 20) /* bytes of blocks and pages; at most about the same again waits to be freed */
+#define CODE_RETIRE    (2ull << 20)  /* dead bytes that are worth asking the cpus */
+#define PAGE_BUCKETS   32u
+#define PAGES_HASH     8192u
+#define LOOKUP_CACHE   8192u
+#define WRITES_TO_DROP 16u /* writes to a protected page before its blocks are dropped at once */
+#define DROPS_TO_CHECK 24u /* such drops before the page is no longer protected */
+#define MEMO           256u
 
 struct code_page;
 
 struct block {
-    _Atomic hva_t hva;           /* of its first byte; 0: dead */
-    uint32_t key;                /* cpu_state.insn_key */
-    uint16_t n;                  /* instructions; 0: the one here crosses the page's end (run by bytes) */
+    _Atomic hva_t hva; /* of its first byte; 0: dead */
+    uint32_t key;      /* cpu_state.insn_key */
+    uint16_t n;        /* instructions; 0: the one here crosses the page's end (run by bytes) */
     uint16_t bytes;
-    _Atomic uint64_t verified;   /* stamp: page->gen + pages->gen when the bytes were last the same */
+    _Atomic uint64_t verified; /* stamp: page->gen + pages->gen when the bytes were last the same */
     struct code_page *page;
     _Atomic(struct block *) succ[2]; /* successors in this page */
-    unsigned rotate;             /* which of them is replaced next */
-    uint32_t size;               /* of the allocation */
-    _Atomic(struct block *) next; /* in the bucket */
-    uint8_t *src;                /* source bytes, behind insn[n] */
-    struct insn insn[];          /* n, then one whose function is in_block_end */
+    unsigned rotate;                 /* which of them is replaced next */
+    uint32_t size;                   /* of the allocation */
+    _Atomic(struct block *) next;    /* in the bucket */
+    uint8_t *src;                    /* source bytes, behind insn[n] */
+    struct insn insn[];              /* n, then one whose function is in_block_end */
 };
 
 enum page_state { PAGE_OPEN, PAGE_PENDING, PAGE_PROTECTED };
 
 struct code_page {
     hva_t hva;
-    _Atomic uint64_t gen;        /* grows when an exec entry is filled */
-    _Atomic uint32_t state;      /* enum page_state */
-    _Atomic bool selfcheck;      /* not protected any more: blocks compare at each entry */
-    _Atomic uint64_t write_seq;  /* grows with each write: a block made meanwhile is made again */
-    uint64_t lines;              /* 64-byte lines that blocks cover, one bit each; only grows until the page is dropped */
+    _Atomic uint64_t gen;       /* grows when an exec entry is filled */
+    _Atomic uint32_t state;     /* enum page_state */
+    _Atomic bool selfcheck;     /* not protected any more: blocks compare at each entry */
+    _Atomic uint64_t write_seq; /* grows with each write: a block made meanwhile is made again */
+    uint64_t lines; /* 64-byte lines that blocks cover, one bit each; only grows until the page is dropped */
     uint32_t nblocks, writes, drops;
     _Atomic(struct code_page *) next;
     _Atomic(struct block *) bucket[PAGE_BUCKETS];
@@ -63,15 +63,15 @@ struct code_page {
 
 struct code_unit {
     struct block *cache[LOOKUP_CACHE]; /* by host address and key */
-    struct insn memo[MEMO];      /* instructions run by bytes: page crossings, single steps */
-    _Atomic uint64_t seen;       /* pages->reclaim when the cache was last emptied */
-    _Atomic bool running;        /* in the run loop: may hold blocks */
+    struct insn memo[MEMO];            /* instructions run by bytes: page crossings, single steps */
+    _Atomic uint64_t seen;             /* pages->reclaim when the cache was last emptied */
+    _Atomic bool running;              /* in the run loop: may hold blocks */
 };
 
 struct code_pages {
-    _Atomic uint32_t lock;       /* a spin lock: leaf, held for microseconds, never while waiting for a cpu */
-    _Atomic uint64_t gen;        /* part of all stamps */
-    _Atomic uint64_t reclaim;    /* grows with each request to let go of dead blocks */
+    _Atomic uint32_t lock;    /* a spin lock: leaf, held for microseconds, never while waiting for a cpu */
+    _Atomic uint64_t gen;     /* part of all stamps */
+    _Atomic uint64_t reclaim; /* grows with each request to let go of dead blocks */
     uint64_t bytes, dead_bytes;
     struct block *dead, *waiting; /* linked by next; waiting: until all cpus have seen reclaim */
     struct code_page *dead_pages, *waiting_pages;
@@ -87,7 +87,8 @@ insn_fn in_block_end; /* CPU_AGAIN: look up what follows */
 int code_lookup(struct cpu *, struct block **b);
 /* Successor of a block in its own page (64-bit mode): NULL if it is elsewhere, not there, or must be verified. */
 struct block *code_successor(struct cpu *, struct block *, gva_t page_gva);
-/* Decode the instruction at rip by its bytes. CPU_OK: *in, valid until the next call. CPU_FAULT, CPU_VMEXIT, CPU_AGAIN. */
+/* Decode the instruction at rip by its bytes. CPU_OK: *in, valid until the next call. CPU_FAULT, CPU_VMEXIT, CPU_AGAIN.
+ */
 int code_single(struct cpu *, const struct insn **in);
 /* The cpu holds no block now. */
 void code_ack(struct cpu *);

@@ -1,16 +1,12 @@
 /* SPDX-License-Identifier: MIT
- * decode.c: bytes -> struct insn by Zydis, and the table from Zydis's mnemonics to the rows of ops.def. Zydis uses vector
- * registers: callers have done host_fpu_save(). */
+ * decode.c: bytes -> struct insn by Zydis, and the table from Zydis's mnemonics to the rows of ops.def. Zydis uses
+ * vector registers: callers have done host_fpu_save(). */
 #include <Zydis/Zydis.h>
 #include <pthread.h>
 #include "in_int.h"
 
 /* Zydis calls the string and the SSE2 forms of MOVSD and CMPSD by one name: the string forms get rows of their own. */
-enum {
-    ZYDIS_MNEMONIC_MOVSD_STR = ZYDIS_MNEMONIC_MAX_VALUE + 1,
-    ZYDIS_MNEMONIC_CMPSD_STR,
-    MNEMONIC_COUNT
-};
+enum { ZYDIS_MNEMONIC_MOVSD_STR = ZYDIS_MNEMONIC_MAX_VALUE + 1, ZYDIS_MNEMONIC_CMPSD_STR, MNEMONIC_COUNT };
 static const uint16_t row_of_mnemonic[MNEMONIC_COUNT] = {
 #define OP(mnemonic, interp, trans, rd, must, may, undef, attrs, feature) [ZYDIS_MNEMONIC_##mnemonic] = OP_##mnemonic,
 #include "ops.def"
@@ -27,15 +23,16 @@ static void decoders_init(void)
         ZydisMachineMode mode;
         ZydisStackWidth stack;
     } machine[MODES] = {
-        [MODE_REAL] = { ZYDIS_MACHINE_MODE_REAL_16, ZYDIS_STACK_WIDTH_16 },
-        [MODE_V86] = { ZYDIS_MACHINE_MODE_REAL_16, ZYDIS_STACK_WIDTH_16 },
-        [MODE_PROT16] = { ZYDIS_MACHINE_MODE_LEGACY_16, ZYDIS_STACK_WIDTH_16 },
-        [MODE_PROT32] = { ZYDIS_MACHINE_MODE_LEGACY_32, ZYDIS_STACK_WIDTH_32 },
-        [MODE_COMPAT16] = { ZYDIS_MACHINE_MODE_LONG_COMPAT_16, ZYDIS_STACK_WIDTH_16 },
-        [MODE_COMPAT32] = { ZYDIS_MACHINE_MODE_LONG_COMPAT_32, ZYDIS_STACK_WIDTH_32 },
-        [MODE_64] = { ZYDIS_MACHINE_MODE_LONG_64, ZYDIS_STACK_WIDTH_64 },
+        [MODE_REAL] = {ZYDIS_MACHINE_MODE_REAL_16, ZYDIS_STACK_WIDTH_16},
+        [MODE_V86] = {ZYDIS_MACHINE_MODE_REAL_16, ZYDIS_STACK_WIDTH_16},
+        [MODE_PROT16] = {ZYDIS_MACHINE_MODE_LEGACY_16, ZYDIS_STACK_WIDTH_16},
+        [MODE_PROT32] = {ZYDIS_MACHINE_MODE_LEGACY_32, ZYDIS_STACK_WIDTH_32},
+        [MODE_COMPAT16] = {ZYDIS_MACHINE_MODE_LONG_COMPAT_16, ZYDIS_STACK_WIDTH_16},
+        [MODE_COMPAT32] = {ZYDIS_MACHINE_MODE_LONG_COMPAT_32, ZYDIS_STACK_WIDTH_32},
+        [MODE_64] = {ZYDIS_MACHINE_MODE_LONG_64, ZYDIS_STACK_WIDTH_64},
     };
-    /* What is never offered decodes as on a processor without it (as NOP or WBINVD). LZCNT came with BMI1 (or before). */
+    /* What is never offered decodes as on a processor without it (as NOP or WBINVD). LZCNT came with BMI1 (or before).
+     */
     const bool bmi = cpu_has_feature(FEAT_BMI1);
     const bool lzcnt = bmi || cpu_has_feature(FEAT_LZCNT);
 
@@ -70,10 +67,10 @@ static uint8_t gpr_number(ZydisRegister reg)
 static void set_register(struct opnd *o, ZydisRegister reg)
 {
     static const uint8_t kinds[] = {
-        [ZYDIS_REGCLASS_GPR16] = OPK_REG,  [ZYDIS_REGCLASS_GPR32] = OPK_REG, [ZYDIS_REGCLASS_GPR64] = OPK_REG,
+        [ZYDIS_REGCLASS_GPR16] = OPK_REG,   [ZYDIS_REGCLASS_GPR32] = OPK_REG,  [ZYDIS_REGCLASS_GPR64] = OPK_REG,
         [ZYDIS_REGCLASS_SEGMENT] = OPK_SEG, [ZYDIS_REGCLASS_CONTROL] = OPK_CR, [ZYDIS_REGCLASS_DEBUG] = OPK_DR,
-        [ZYDIS_REGCLASS_MMX] = OPK_MMX,    [ZYDIS_REGCLASS_X87] = OPK_ST,    [ZYDIS_REGCLASS_XMM] = OPK_VEC,
-        [ZYDIS_REGCLASS_YMM] = OPK_VEC,    [ZYDIS_REGCLASS_ZMM] = OPK_VEC,   [ZYDIS_REGCLASS_MASK] = OPK_MASK,
+        [ZYDIS_REGCLASS_MMX] = OPK_MMX,     [ZYDIS_REGCLASS_X87] = OPK_ST,     [ZYDIS_REGCLASS_XMM] = OPK_VEC,
+        [ZYDIS_REGCLASS_YMM] = OPK_VEC,     [ZYDIS_REGCLASS_ZMM] = OPK_VEC,    [ZYDIS_REGCLASS_MASK] = OPK_MASK,
     };
     const unsigned class = ZydisRegisterGetClass(reg);
 
@@ -260,8 +257,8 @@ int insn_print(const struct insn *in, gva_t rip, char *buf, size_t size)
     ZydisDecodedOperand ops[ZYDIS_MAX_OPERAND_COUNT];
 
     if (!in->len || !ZYAN_SUCCESS(ZydisDecoderDecodeFull(&decoders[in->mode], in->bytes, in->len, &zi, ops)) ||
-        !ZYAN_SUCCESS(ZydisFormatterFormatInstruction(&formatter, &zi, ops, zi.operand_count_visible, buf, size, rip,
-                                                      NULL))) {
+        !ZYAN_SUCCESS(
+            ZydisFormatterFormatInstruction(&formatter, &zi, ops, zi.operand_count_visible, buf, size, rip, NULL))) {
         snprintf(buf, size, "(bad)");
         return -1;
     }

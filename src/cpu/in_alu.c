@@ -1,6 +1,6 @@
 /* SPDX-License-Identifier: MIT
- * in_alu.c: ADD OR ADC SBB AND SUB XOR CMP TEST, INC DEC NEG NOT, XADD, CMPXCHG and ADCX/ADOX: a general function for every
- * form, and specialised ones for registers and for memory in 64-bit mode. */
+ * in_alu.c: ADD OR ADC SBB AND SUB XOR CMP TEST, INC DEC NEG NOT, XADD, CMPXCHG and ADCX/ADOX: a general function for
+ * every form, and specialised ones for registers and for memory in 64-bit mode. */
 #include "in_int.h"
 
 enum alu { ALU_ADD, ALU_OR, ALU_ADC, ALU_SBB, ALU_AND, ALU_SUB, ALU_XOR, ALU_CMP, ALU_TEST, ALU_COUNT };
@@ -32,7 +32,7 @@ static const uint8_t alu_of_op[OP_COUNT] = {
 
 int in_alu(struct cpu *cpu, const struct insn *in)
 {
-    struct rmw_op op = { .fn = alu_fns[alu_of_op[in->op]][size_index(in->o[0].size)] };
+    struct rmw_op op = {.fn = alu_fns[alu_of_op[in->op]][size_index(in->o[0].size)]};
     const int st = insn_read(cpu, in, 1, &op.b);
 
     return st != CPU_OK ? st : in_rmw(cpu, in, &op);
@@ -54,17 +54,17 @@ int in_cmp(struct cpu *cpu, const struct insn *in)
 
 static int unary(struct cpu *cpu, const struct insn *in, rmw_fn *const fns[4])
 {
-    struct rmw_op op = { .fn = fns[size_index(in->o[0].size)] };
+    struct rmw_op op = {.fn = fns[size_index(in->o[0].size)]};
 
     return in_rmw(cpu, in, &op);
 }
 
-#define UNARY(name, prim)                                                                                              \
-    int name(struct cpu *cpu, const struct insn *in)                                                                   \
-    {                                                                                                                  \
-        static rmw_fn *const fns[4] = PRIM_TABLE(prim);                                                                \
-                                                                                                                       \
-        return unary(cpu, in, fns);                                                                                    \
+#define UNARY(name, prim)                               \
+    int name(struct cpu *cpu, const struct insn *in)    \
+    {                                                   \
+        static rmw_fn *const fns[4] = PRIM_TABLE(prim); \
+                                                        \
+        return unary(cpu, in, fns);                     \
     }
 UNARY(in_inc, g_inc)
 UNARY(in_dec, g_dec)
@@ -74,7 +74,7 @@ UNARY(in_not, g_not)
 int in_xadd(struct cpu *cpu, const struct insn *in)
 {
     static rmw_fn *const fns[4] = PRIM_TABLE(g_add);
-    struct rmw_op op = { .fn = fns[size_index(in->o[0].size)] };
+    struct rmw_op op = {.fn = fns[size_index(in->o[0].size)]};
     uint64_t sum, flags = cpu->s.flags;
     int st;
 
@@ -95,11 +95,11 @@ int in_xadd(struct cpu *cpu, const struct insn *in)
 }
 
 /* a = what is there, b = the accumulator, c = the new value. */
-#define CMPXCHG_PRIM(bits)                                                                                             \
-    static uint64_t g_cmpxchg##bits(uint64_t a, uint64_t b, uint64_t c, uint64_t *flags)                               \
-    {                                                                                                                  \
-        g_cmp##bits(b, a, 0, flags);                                                                                   \
-        return *flags & F_ZF ? c : a;                                                                                  \
+#define CMPXCHG_PRIM(bits)                                                               \
+    static uint64_t g_cmpxchg##bits(uint64_t a, uint64_t b, uint64_t c, uint64_t *flags) \
+    {                                                                                    \
+        g_cmp##bits(b, a, 0, flags);                                                     \
+        return *flags & F_ZF ? c : a;                                                    \
     }
 CMPXCHG_PRIM(8)
 CMPXCHG_PRIM(16)
@@ -111,7 +111,7 @@ int in_cmpxchg(struct cpu *cpu, const struct insn *in)
 {
     static rmw_fn *const fns[4] = PRIM_TABLE(g_cmpxchg);
     const unsigned size = in->o[0].size;
-    struct rmw_op op = { .fn = fns[size_index(size)], .b = reg_read(cpu, R_RAX, size) };
+    struct rmw_op op = {.fn = fns[size_index(size)], .b = reg_read(cpu, R_RAX, size)};
     int st;
 
     insn_read(cpu, in, 1, &op.c);
@@ -166,22 +166,19 @@ int in_adox(struct cpu *cpu, const struct insn *in)
 
 /* ---- specialised forms ----
  * x_OP_BITS_FORM: rr ri rm mr mi (m: 64-bit mode). Those without a carry input need not load the flags first. */
-#define FAST_PRIM(name, op, bits, sfx)                                                                                 \
-    static inline uint##bits##_t f_##name##bits(uint##bits##_t a, uint##bits##_t b, uint64_t *flags)                   \
-    {                                                                                                                  \
-        uint32_t ax;                                                                                                   \
-        __asm__(op sfx " %2, %1\n\t" FLAGS_SAVE : "=&a"(ax), "+&q"(a) : "q"(b) : "cc");                                \
-        *flags = flags_of_ax(ax);                                                                                      \
-        return a;                                                                                                      \
+#define FAST_PRIM(name, op, bits, sfx)                                                               \
+    static inline uint##bits##_t f_##name##bits(uint##bits##_t a, uint##bits##_t b, uint64_t *flags) \
+    {                                                                                                \
+        uint32_t ax;                                                                                 \
+        __asm__(op sfx " %2, %1\n\t" FLAGS_SAVE : "=&a"(ax), "+&q"(a) : "q"(b) : "cc");              \
+        *flags = flags_of_ax(ax);                                                                    \
+        return a;                                                                                    \
     }
 #define FAST_PRIM_CARRY(name, op, bits, sfx)                                                                           \
     static inline uint##bits##_t f_##name##bits(uint##bits##_t a, uint##bits##_t b, uint64_t *flags)                   \
     {                                                                                                                  \
         uint32_t ax;                                                                                                   \
-        __asm__("btq $0, %3\n\t" op sfx " %2, %1\n\t" FLAGS_SAVE                                                      \
-                : "=&a"(ax), "+&q"(a)                                                                                  \
-                : "q"(b), "rm"(*flags)                                                                                 \
-                : "cc");                                                                                               \
+        __asm__("btq $0, %3\n\t" op sfx " %2, %1\n\t" FLAGS_SAVE : "=&a"(ax), "+&q"(a) : "q"(b), "rm"(*flags) : "cc"); \
         *flags = flags_of_ax(ax);                                                                                      \
         return a;                                                                                                      \
     }
@@ -189,95 +186,95 @@ int in_adox(struct cpu *cpu, const struct insn *in)
 #define REG(bits, n) ((uint##bits##_t)cpu->s.gpr[in->o[n].reg])
 
 /* Forms that write operand 0 ... */
-#define FAST_WRITING(name, bits)                                                                                       \
-    static int x_##name##bits##_rr(struct cpu *cpu, const struct insn *in)                                             \
-    {                                                                                                                  \
-        const uint##bits##_t r = f_##name##bits(REG(bits, 0), REG(bits, 1), &cpu->s.flags);                            \
-        reg_write(cpu, in->o[0].reg, bits / 8, r);                                                                     \
-        return CPU_OK;                                                                                                 \
-    }                                                                                                                  \
-    static int x_##name##bits##_ri(struct cpu *cpu, const struct insn *in)                                             \
-    {                                                                                                                  \
-        const uint##bits##_t r = f_##name##bits(REG(bits, 0), in->imm, &cpu->s.flags);                                 \
-        reg_write(cpu, in->o[0].reg, bits / 8, r);                                                                     \
-        return CPU_OK;                                                                                                 \
-    }                                                                                                                  \
-    static int x_##name##bits##_rm(struct cpu *cpu, const struct insn *in)                                             \
-    {                                                                                                                  \
-        uint##bits##_t b;                                                                                              \
-        const void *p = tlb_lookup(cpu, in_lin64(cpu, in), bits / 8, TLB_READ);                                        \
-        if (unlikely(!p) || unlikely(host_ld##bits(p, &b)))                                                            \
-            return in_alu(cpu, in);                                                                                    \
-        reg_write(cpu, in->o[0].reg, bits / 8, f_##name##bits(REG(bits, 0), b, &cpu->s.flags));                        \
-        return CPU_OK;                                                                                                 \
-    }                                                                                                                  \
-    static inline int x_##name##bits##_m(struct cpu *cpu, const struct insn *in, uint##bits##_t b)                     \
-    {                                                                                                                  \
-        uint64_t flags = cpu->s.flags;                                                                                 \
-        uint##bits##_t a;                                                                                              \
-        void *p = tlb_lookup(cpu, in_lin64(cpu, in), bits / 8, TLB_WRITE);                                             \
-        if (unlikely(!p) || unlikely(host_ld##bits(p, &a)))                                                            \
-            return in_alu(cpu, in);                                                                                    \
-        a = f_##name##bits(a, b, &flags);                                                                              \
-        if (unlikely(host_st##bits(p, a)))                                                                             \
-            return in_alu(cpu, in);                                                                                    \
-        cpu->s.flags = flags;                                                                                          \
-        return CPU_OK;                                                                                                 \
-    }                                                                                                                  \
-    static int x_##name##bits##_mr(struct cpu *cpu, const struct insn *in)                                             \
-    {                                                                                                                  \
-        return x_##name##bits##_m(cpu, in, REG(bits, 1));                                                              \
-    }                                                                                                                  \
-    static int x_##name##bits##_mi(struct cpu *cpu, const struct insn *in)                                             \
-    {                                                                                                                  \
-        return x_##name##bits##_m(cpu, in, in->imm);                                                                   \
+#define FAST_WRITING(name, bits)                                                                   \
+    static int x_##name##bits##_rr(struct cpu *cpu, const struct insn *in)                         \
+    {                                                                                              \
+        const uint##bits##_t r = f_##name##bits(REG(bits, 0), REG(bits, 1), &cpu->s.flags);        \
+        reg_write(cpu, in->o[0].reg, bits / 8, r);                                                 \
+        return CPU_OK;                                                                             \
+    }                                                                                              \
+    static int x_##name##bits##_ri(struct cpu *cpu, const struct insn *in)                         \
+    {                                                                                              \
+        const uint##bits##_t r = f_##name##bits(REG(bits, 0), in->imm, &cpu->s.flags);             \
+        reg_write(cpu, in->o[0].reg, bits / 8, r);                                                 \
+        return CPU_OK;                                                                             \
+    }                                                                                              \
+    static int x_##name##bits##_rm(struct cpu *cpu, const struct insn *in)                         \
+    {                                                                                              \
+        uint##bits##_t b;                                                                          \
+        const void *p = tlb_lookup(cpu, in_lin64(cpu, in), bits / 8, TLB_READ);                    \
+        if (unlikely(!p) || unlikely(host_ld##bits(p, &b)))                                        \
+            return in_alu(cpu, in);                                                                \
+        reg_write(cpu, in->o[0].reg, bits / 8, f_##name##bits(REG(bits, 0), b, &cpu->s.flags));    \
+        return CPU_OK;                                                                             \
+    }                                                                                              \
+    static inline int x_##name##bits##_m(struct cpu *cpu, const struct insn *in, uint##bits##_t b) \
+    {                                                                                              \
+        uint64_t flags = cpu->s.flags;                                                             \
+        uint##bits##_t a;                                                                          \
+        void *p = tlb_lookup(cpu, in_lin64(cpu, in), bits / 8, TLB_WRITE);                         \
+        if (unlikely(!p) || unlikely(host_ld##bits(p, &a)))                                        \
+            return in_alu(cpu, in);                                                                \
+        a = f_##name##bits(a, b, &flags);                                                          \
+        if (unlikely(host_st##bits(p, a)))                                                         \
+            return in_alu(cpu, in);                                                                \
+        cpu->s.flags = flags;                                                                      \
+        return CPU_OK;                                                                             \
+    }                                                                                              \
+    static int x_##name##bits##_mr(struct cpu *cpu, const struct insn *in)                         \
+    {                                                                                              \
+        return x_##name##bits##_m(cpu, in, REG(bits, 1));                                          \
+    }                                                                                              \
+    static int x_##name##bits##_mi(struct cpu *cpu, const struct insn *in)                         \
+    {                                                                                              \
+        return x_##name##bits##_m(cpu, in, in->imm);                                               \
     }
 
 /* ... and CMP and TEST, which do not. */
-#define FAST_READING(name, bits)                                                                                       \
-    static int x_##name##bits##_rr(struct cpu *cpu, const struct insn *in)                                             \
-    {                                                                                                                  \
-        f_##name##bits(REG(bits, 0), REG(bits, 1), &cpu->s.flags);                                                     \
-        return CPU_OK;                                                                                                 \
-    }                                                                                                                  \
-    static int x_##name##bits##_ri(struct cpu *cpu, const struct insn *in)                                             \
-    {                                                                                                                  \
-        f_##name##bits(REG(bits, 0), in->imm, &cpu->s.flags);                                                          \
-        return CPU_OK;                                                                                                 \
-    }                                                                                                                  \
-    static int x_##name##bits##_rm(struct cpu *cpu, const struct insn *in)                                             \
-    {                                                                                                                  \
-        uint##bits##_t b;                                                                                              \
-        const void *p = tlb_lookup(cpu, in_lin64(cpu, in), bits / 8, TLB_READ);                                        \
-        if (unlikely(!p) || unlikely(host_ld##bits(p, &b)))                                                            \
-            return in_cmp(cpu, in);                                                                                    \
-        f_##name##bits(REG(bits, 0), b, &cpu->s.flags);                                                                \
-        return CPU_OK;                                                                                                 \
-    }                                                                                                                  \
-    static int x_##name##bits##_mr(struct cpu *cpu, const struct insn *in)                                             \
-    {                                                                                                                  \
-        uint##bits##_t a;                                                                                              \
-        const void *p = tlb_lookup(cpu, in_lin64(cpu, in), bits / 8, TLB_READ);                                        \
-        if (unlikely(!p) || unlikely(host_ld##bits(p, &a)))                                                            \
-            return in_cmp(cpu, in);                                                                                    \
-        f_##name##bits(a, REG(bits, 1), &cpu->s.flags);                                                                \
-        return CPU_OK;                                                                                                 \
-    }                                                                                                                  \
-    static int x_##name##bits##_mi(struct cpu *cpu, const struct insn *in)                                             \
-    {                                                                                                                  \
-        uint##bits##_t a;                                                                                              \
-        const void *p = tlb_lookup(cpu, in_lin64(cpu, in), bits / 8, TLB_READ);                                        \
-        if (unlikely(!p) || unlikely(host_ld##bits(p, &a)))                                                            \
-            return in_cmp(cpu, in);                                                                                    \
-        f_##name##bits(a, in->imm, &cpu->s.flags);                                                                     \
-        return CPU_OK;                                                                                                 \
+#define FAST_READING(name, bits)                                                \
+    static int x_##name##bits##_rr(struct cpu *cpu, const struct insn *in)      \
+    {                                                                           \
+        f_##name##bits(REG(bits, 0), REG(bits, 1), &cpu->s.flags);              \
+        return CPU_OK;                                                          \
+    }                                                                           \
+    static int x_##name##bits##_ri(struct cpu *cpu, const struct insn *in)      \
+    {                                                                           \
+        f_##name##bits(REG(bits, 0), in->imm, &cpu->s.flags);                   \
+        return CPU_OK;                                                          \
+    }                                                                           \
+    static int x_##name##bits##_rm(struct cpu *cpu, const struct insn *in)      \
+    {                                                                           \
+        uint##bits##_t b;                                                       \
+        const void *p = tlb_lookup(cpu, in_lin64(cpu, in), bits / 8, TLB_READ); \
+        if (unlikely(!p) || unlikely(host_ld##bits(p, &b)))                     \
+            return in_cmp(cpu, in);                                             \
+        f_##name##bits(REG(bits, 0), b, &cpu->s.flags);                         \
+        return CPU_OK;                                                          \
+    }                                                                           \
+    static int x_##name##bits##_mr(struct cpu *cpu, const struct insn *in)      \
+    {                                                                           \
+        uint##bits##_t a;                                                       \
+        const void *p = tlb_lookup(cpu, in_lin64(cpu, in), bits / 8, TLB_READ); \
+        if (unlikely(!p) || unlikely(host_ld##bits(p, &a)))                     \
+            return in_cmp(cpu, in);                                             \
+        f_##name##bits(a, REG(bits, 1), &cpu->s.flags);                         \
+        return CPU_OK;                                                          \
+    }                                                                           \
+    static int x_##name##bits##_mi(struct cpu *cpu, const struct insn *in)      \
+    {                                                                           \
+        uint##bits##_t a;                                                       \
+        const void *p = tlb_lookup(cpu, in_lin64(cpu, in), bits / 8, TLB_READ); \
+        if (unlikely(!p) || unlikely(host_ld##bits(p, &a)))                     \
+            return in_cmp(cpu, in);                                             \
+        f_##name##bits(a, in->imm, &cpu->s.flags);                              \
+        return CPU_OK;                                                          \
     }
 
-#define FAST_ALU(KIND, PRIM, name, op)                                                                                 \
-    PRIM(name, op, 8, "b")                                                                                             \
-    PRIM(name, op, 16, "w")                                                                                            \
-    PRIM(name, op, 32, "l")                                                                                            \
-    PRIM(name, op, 64, "q")                                                                                            \
+#define FAST_ALU(KIND, PRIM, name, op) \
+    PRIM(name, op, 8, "b")             \
+    PRIM(name, op, 16, "w")            \
+    PRIM(name, op, 32, "l")            \
+    PRIM(name, op, 64, "q")            \
     KIND(name, 8) KIND(name, 16) KIND(name, 32) KIND(name, 64)
 
 FAST_ALU(FAST_WRITING, FAST_PRIM, add, "add")
@@ -292,11 +289,14 @@ FAST_ALU(FAST_READING, FAST_PRIM, test, "test")
 
 enum form { FORM_RR, FORM_RI, FORM_RM, FORM_MR, FORM_MI, FORMS };
 
-#define FORM_ROW(name, bits)                                                                                           \
-    {                                                                                                                  \
-        x_##name##bits##_rr, x_##name##bits##_ri, x_##name##bits##_rm, x_##name##bits##_mr, x_##name##bits##_mi        \
+#define FORM_ROW(name, bits)                                                                                    \
+    {                                                                                                           \
+        x_##name##bits##_rr, x_##name##bits##_ri, x_##name##bits##_rm, x_##name##bits##_mr, x_##name##bits##_mi \
     }
-#define FORM_TABLE(name) { FORM_ROW(name, 8), FORM_ROW(name, 16), FORM_ROW(name, 32), FORM_ROW(name, 64) }
+#define FORM_TABLE(name)                                                              \
+    {                                                                                 \
+        FORM_ROW(name, 8), FORM_ROW(name, 16), FORM_ROW(name, 32), FORM_ROW(name, 64) \
+    }
 static insn_fn *const fast_alu[ALU_COUNT][4][FORMS] = {
     [ALU_ADD] = FORM_TABLE(add), [ALU_OR] = FORM_TABLE(or),   [ALU_ADC] = FORM_TABLE(adc),
     [ALU_SBB] = FORM_TABLE(sbb), [ALU_AND] = FORM_TABLE(and), [ALU_SUB] = FORM_TABLE(sub),
@@ -304,11 +304,11 @@ static insn_fn *const fast_alu[ALU_COUNT][4][FORMS] = {
 };
 
 /* INC, DEC, NEG and NOT of whole registers. INC and DEC leave CF alone, NOT all flags. */
-#define FAST_UNARY(name, bits)                                                                                         \
-    static int x_##name##bits##_r(struct cpu *cpu, const struct insn *in)                                              \
-    {                                                                                                                  \
-        reg_write(cpu, in->o[0].reg, bits / 8, g_##name##bits(REG(bits, 0), 0, 0, &cpu->s.flags));                     \
-        return CPU_OK;                                                                                                 \
+#define FAST_UNARY(name, bits)                                                                     \
+    static int x_##name##bits##_r(struct cpu *cpu, const struct insn *in)                          \
+    {                                                                                              \
+        reg_write(cpu, in->o[0].reg, bits / 8, g_##name##bits(REG(bits, 0), 0, 0, &cpu->s.flags)); \
+        return CPU_OK;                                                                             \
     }
 FAST_UNARY(inc, 32)
 FAST_UNARY(inc, 64)

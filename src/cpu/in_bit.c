@@ -3,15 +3,18 @@
 #include "in_int.h"
 
 /* ---- bit tests: b = the bit offset within the operand ---- */
-#define PRIM_BT(name, op)                                                                                              \
-    PRIM_BINARY(name, op, 16, "w")                                                                                     \
-    PRIM_BINARY(name, op, 32, "l")                                                                                     \
+#define PRIM_BT(name, op)          \
+    PRIM_BINARY(name, op, 16, "w") \
+    PRIM_BINARY(name, op, 32, "l") \
     PRIM_BINARY(name, op, 64, "q")
 PRIM_BT(g_bt, "bt")
 PRIM_BT(g_bts, "bts")
 PRIM_BT(g_btr, "btr")
 PRIM_BT(g_btc, "btc")
-#define BT_TABLE(name) { NULL, name##16, name##32, name##64 }
+#define BT_TABLE(name)                     \
+    {                                      \
+        NULL, name##16, name##32, name##64 \
+    }
 
 /* A register offset is signed and moves the address by whole operands (SDM 2, "BT"); an immediate one is masked. */
 static gva_t bit_address(struct cpu *cpu, const struct insn *in, uint64_t *offset)
@@ -28,7 +31,7 @@ static gva_t bit_address(struct cpu *cpu, const struct insn *in, uint64_t *offse
 
 static int bit_modify(struct cpu *cpu, const struct insn *in, rmw_fn *const fns[4])
 {
-    struct rmw_op op = { .fn = fns[size_index(in->o[0].size)] };
+    struct rmw_op op = {.fn = fns[size_index(in->o[0].size)]};
     uint64_t flags;
     gva_t ea;
     int st;
@@ -65,12 +68,12 @@ int in_bt(struct cpu *cpu, const struct insn *in)
     return CPU_OK;
 }
 
-#define BIT_MODIFY(name, prim)                                                                                         \
-    int name(struct cpu *cpu, const struct insn *in)                                                                   \
-    {                                                                                                                  \
-        static rmw_fn *const fns[4] = BT_TABLE(prim);                                                                  \
-                                                                                                                       \
-        return bit_modify(cpu, in, fns);                                                                               \
+#define BIT_MODIFY(name, prim)                        \
+    int name(struct cpu *cpu, const struct insn *in)  \
+    {                                                 \
+        static rmw_fn *const fns[4] = BT_TABLE(prim); \
+                                                      \
+        return bit_modify(cpu, in, fns);              \
     }
 BIT_MODIFY(in_bts, g_bts)
 BIT_MODIFY(in_btr, g_btr)
@@ -122,35 +125,35 @@ int in_bsr(struct cpu *cpu, const struct insn *in)
     return bit_scan(cpu, in, fns);
 }
 
-#define COUNT(name, prim)                                                                                              \
-    int name(struct cpu *cpu, const struct insn *in)                                                                   \
-    {                                                                                                                  \
-        static rmw_fn *const fns[4] = BT_TABLE(prim);                                                                  \
-                                                                                                                       \
-        return scan(cpu, in, fns);                                                                                     \
+#define COUNT(name, prim)                             \
+    int name(struct cpu *cpu, const struct insn *in)  \
+    {                                                 \
+        static rmw_fn *const fns[4] = BT_TABLE(prim); \
+                                                      \
+        return scan(cpu, in, fns);                    \
     }
 COUNT(in_tzcnt, g_tzcnt)
 COUNT(in_lzcnt, g_lzcnt)
 COUNT(in_popcnt, g_popcnt)
 
 /* ---- BMI1 and BMI2: VEX forms of the host's own; rows exist only where the host has them ---- */
-#define PRIM_VEX3(name, op, bits, sfx) /* a = first source, b = second source; result returned */                      \
-    static uint64_t name##bits(uint64_t a_, uint64_t b_, uint64_t c, uint64_t *flags)                                  \
-    {                                                                                                                  \
-        uint##bits##_t a = a_, b = b_, r;                                                                              \
-        uint32_t ax = ax_of_flags(*flags);                                                                             \
-        __asm__(FLAGS_LOAD op sfx " %3, %2, %1\n\t" FLAGS_SAVE : "+&a"(ax), "=&r"(r) : "r"(a), "r"(b) : "cc");         \
-        *flags = flags_of_ax(ax);                                                                                      \
-        return r;                                                                                                      \
+#define PRIM_VEX3(name, op, bits, sfx) /* a = first source, b = second source; result returned */              \
+    static uint64_t name##bits(uint64_t a_, uint64_t b_, uint64_t c, uint64_t *flags)                          \
+    {                                                                                                          \
+        uint##bits##_t a = a_, b = b_, r;                                                                      \
+        uint32_t ax = ax_of_flags(*flags);                                                                     \
+        __asm__(FLAGS_LOAD op sfx " %3, %2, %1\n\t" FLAGS_SAVE : "+&a"(ax), "=&r"(r) : "r"(a), "r"(b) : "cc"); \
+        *flags = flags_of_ax(ax);                                                                              \
+        return r;                                                                                              \
     }
-#define PRIM_VEX2(name, op, bits, sfx)                                                                                 \
-    static uint64_t name##bits(uint64_t a_, uint64_t b, uint64_t c, uint64_t *flags)                                   \
-    {                                                                                                                  \
-        uint##bits##_t a = a_, r;                                                                                      \
-        uint32_t ax = ax_of_flags(*flags);                                                                             \
-        __asm__(FLAGS_LOAD op sfx " %2, %1\n\t" FLAGS_SAVE : "+&a"(ax), "=&r"(r) : "r"(a) : "cc");                     \
-        *flags = flags_of_ax(ax);                                                                                      \
-        return r;                                                                                                      \
+#define PRIM_VEX2(name, op, bits, sfx)                                                             \
+    static uint64_t name##bits(uint64_t a_, uint64_t b, uint64_t c, uint64_t *flags)               \
+    {                                                                                              \
+        uint##bits##_t a = a_, r;                                                                  \
+        uint32_t ax = ax_of_flags(*flags);                                                         \
+        __asm__(FLAGS_LOAD op sfx " %2, %1\n\t" FLAGS_SAVE : "+&a"(ax), "=&r"(r) : "r"(a) : "cc"); \
+        *flags = flags_of_ax(ax);                                                                  \
+        return r;                                                                                  \
     }
 #define PRIM_VEX(PRIM, name, op) PRIM(name, op, 32, "l") PRIM(name, op, 64, "q")
 /* In Intel's order ANDN, PDEP and PEXT are "op dest, src1, src2/m"; BEXTR, BZHI and the shifts "op dest, src1/m, src2".
@@ -181,10 +184,10 @@ static int vex(struct cpu *cpu, const struct insn *in, rmw_fn *fn32, rmw_fn *fn6
     return CPU_OK;
 }
 
-#define VEX(name)                                                                                                      \
-    int in_##name(struct cpu *cpu, const struct insn *in)                                                              \
-    {                                                                                                                  \
-        return vex(cpu, in, g_##name##32, g_##name##64);                                                               \
+#define VEX(name)                                         \
+    int in_##name(struct cpu *cpu, const struct insn *in) \
+    {                                                     \
+        return vex(cpu, in, g_##name##32, g_##name##64);  \
     }
 VEX(andn)
 VEX(pdep)

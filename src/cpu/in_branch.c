@@ -1,6 +1,6 @@
 /* SPDX-License-Identifier: MIT
- * in_branch.c: near branches. All return CPU_JUMP with rip set, not-taken ones too. The target is checked before anything
- * is committed: a fault is the branch's own (SDM 2, "JMP", "CALL", "RET"). */
+ * in_branch.c: near branches. All return CPU_JUMP with rip set, not-taken ones too. The target is checked before
+ * anything is committed: a fault is the branch's own (SDM 2, "JMP", "CALL", "RET"). */
 #include "in_int.h"
 
 /* rip of the next instruction, and of a relative target: wrapped to 16 bits with a 16-bit operand size. */
@@ -134,7 +134,8 @@ int in_bound(struct cpu *cpu, const struct insn *in)
     return CPU_OK;
 }
 
-/* ---- 64-bit mode: relative targets of canonical addresses need a check only near the hole; a cheap one covers all ---- */
+/* ---- 64-bit mode: relative targets of canonical addresses need a check only near the hole; a cheap one covers all
+ * ---- */
 static inline int jump64(struct cpu *cpu, gva_t rip)
 {
     if (unlikely(!cpu_canonical(rip)))
@@ -143,19 +144,19 @@ static inline int jump64(struct cpu *cpu, gva_t rip)
     return CPU_JUMP;
 }
 
-#define JCC64(cc)                                                                                                      \
-    static int x_jcc64_##cc(struct cpu *cpu, const struct insn *in)                                                    \
-    {                                                                                                                  \
-        const gva_t next = cpu->s.rip + in->len;                                                                       \
-        if (flags_cond(cpu->s.flags, cc))                                                                              \
-            return jump64(cpu, next + in->imm);                                                                        \
-        cpu->s.rip = next;                                                                                             \
-        return CPU_JUMP;                                                                                               \
+#define JCC64(cc)                                                   \
+    static int x_jcc64_##cc(struct cpu *cpu, const struct insn *in) \
+    {                                                               \
+        const gva_t next = cpu->s.rip + in->len;                    \
+        if (flags_cond(cpu->s.flags, cc))                           \
+            return jump64(cpu, next + in->imm);                     \
+        cpu->s.rip = next;                                          \
+        return CPU_JUMP;                                            \
     }
 #define FOR_CC(X) X(0) X(1) X(2) X(3) X(4) X(5) X(6) X(7) X(8) X(9) X(10) X(11) X(12) X(13) X(14) X(15)
 FOR_CC(JCC64)
 #define JCC64_NAME(cc) x_jcc64_##cc,
-static insn_fn *const jcc64[16] = { FOR_CC(JCC64_NAME) };
+static insn_fn *const jcc64[16] = {FOR_CC(JCC64_NAME)};
 
 static int x_jmp64_rel(struct cpu *cpu, const struct insn *in)
 {
@@ -209,11 +210,17 @@ insn_fn *in_select_branch(struct insn *in)
 
     switch (in->op) {
     case OP_JMP:
-        return in->aux ? in_jmp_far : !flat ? NULL : in->o[0].kind == OPK_REL ? x_jmp64_rel
-                                                   : in->o[0].kind == OPK_REG ? x_jmp64_r : NULL;
+        return in->aux                    ? in_jmp_far
+               : !flat                    ? NULL
+               : in->o[0].kind == OPK_REL ? x_jmp64_rel
+               : in->o[0].kind == OPK_REG ? x_jmp64_r
+                                          : NULL;
     case OP_CALL:
-        return in->aux ? in_call_far : !flat ? NULL : in->o[0].kind == OPK_REL ? x_call64_rel
-                                                    : in->o[0].kind == OPK_REG ? x_call64_r : NULL;
+        return in->aux                    ? in_call_far
+               : !flat                    ? NULL
+               : in->o[0].kind == OPK_REL ? x_call64_rel
+               : in->o[0].kind == OPK_REG ? x_call64_r
+                                          : NULL;
     case OP_RET:
         return in->aux ? in_ret_far : flat && !in->nops ? x_ret64 : NULL;
     default:

@@ -168,8 +168,8 @@ static inline int branch_check(struct cpu *cpu, gva_t rip)
 }
 
 /* ---- read-modify-write of operand 0 ----
- * fn computes the new value; *flags holds the old flags at first. Locked memory forms use a compare-exchange loop on the
- * guest's memory: atomic and a full barrier as the locked instruction is, with one function for each operation. */
+ * fn computes the new value; *flags holds the old flags at first. Locked memory forms use a compare-exchange loop on
+ * the guest's memory: atomic and a full barrier as the locked instruction is, with one function for each operation. */
 typedef uint64_t rmw_fn(uint64_t a, uint64_t b, uint64_t c, uint64_t *flags);
 
 struct rmw_op {
@@ -180,7 +180,8 @@ struct rmw_op {
 /* Register or memory operand 0; flags are committed. */
 int in_rmw(struct cpu *, const struct insn *, struct rmw_op *);
 /* Memory at ea. flags: out, not yet committed. */
-int in_rmw_mem(struct cpu *, const struct insn *, gva_t ea, unsigned size, bool locked, struct rmw_op *, uint64_t *flags);
+int in_rmw_mem(struct cpu *, const struct insn *, gva_t ea, unsigned size, bool locked, struct rmw_op *,
+               uint64_t *flags);
 
 /* Index of a table by operand size 1, 2, 4, 8. */
 static inline unsigned size_index(unsigned size)
@@ -189,40 +190,43 @@ static inline unsigned size_index(unsigned size)
 }
 
 /* One primitive of the form "op b, a" with all six flags loaded before and saved after it. */
-#define PRIM_BINARY(name, op, bits, sfx)                                                                               \
-    static uint64_t name##bits(uint64_t a_, uint64_t b_, uint64_t c, uint64_t *flags)                                  \
-    {                                                                                                                  \
-        uint##bits##_t a = a_, b = b_;                                                                                 \
-        uint32_t ax = ax_of_flags(*flags);                                                                             \
-        __asm__(FLAGS_LOAD op sfx " %2, %1\n\t" FLAGS_SAVE : "+&a"(ax), "+&q"(a) : "q"(b) : "cc");                     \
-        *flags = flags_of_ax(ax);                                                                                      \
-        return a;                                                                                                      \
+#define PRIM_BINARY(name, op, bits, sfx)                                                           \
+    static uint64_t name##bits(uint64_t a_, uint64_t b_, uint64_t c, uint64_t *flags)              \
+    {                                                                                              \
+        uint##bits##_t a = a_, b = b_;                                                             \
+        uint32_t ax = ax_of_flags(*flags);                                                         \
+        __asm__(FLAGS_LOAD op sfx " %2, %1\n\t" FLAGS_SAVE : "+&a"(ax), "+&q"(a) : "q"(b) : "cc"); \
+        *flags = flags_of_ax(ax);                                                                  \
+        return a;                                                                                  \
     }
-#define PRIM_UNARY(name, op, bits, sfx)                                                                                \
-    static uint64_t name##bits(uint64_t a_, uint64_t b, uint64_t c, uint64_t *flags)                                   \
-    {                                                                                                                  \
-        uint##bits##_t a = a_;                                                                                         \
-        uint32_t ax = ax_of_flags(*flags);                                                                             \
-        __asm__(FLAGS_LOAD op sfx " %1\n\t" FLAGS_SAVE : "+&a"(ax), "+&q"(a) : : "cc");                                \
-        *flags = flags_of_ax(ax);                                                                                      \
-        return a;                                                                                                      \
+#define PRIM_UNARY(name, op, bits, sfx)                                                 \
+    static uint64_t name##bits(uint64_t a_, uint64_t b, uint64_t c, uint64_t *flags)    \
+    {                                                                                   \
+        uint##bits##_t a = a_;                                                          \
+        uint32_t ax = ax_of_flags(*flags);                                              \
+        __asm__(FLAGS_LOAD op sfx " %1\n\t" FLAGS_SAVE : "+&a"(ax), "+&q"(a) : : "cc"); \
+        *flags = flags_of_ax(ax);                                                       \
+        return a;                                                                       \
     }
-#define PRIM_CL(name, op, bits, sfx)                                                                                   \
-    static uint64_t name##bits(uint64_t a_, uint64_t b_, uint64_t c, uint64_t *flags)                                  \
-    {                                                                                                                  \
-        uint##bits##_t a = a_;                                                                                         \
-        uint8_t count = b_;                                                                                            \
-        uint32_t ax = ax_of_flags(*flags);                                                                             \
-        __asm__(FLAGS_LOAD op sfx " %%cl, %1\n\t" FLAGS_SAVE : "+&a"(ax), "+&q"(a) : "c"(count) : "cc");               \
-        *flags = flags_of_ax(ax);                                                                                      \
-        return a;                                                                                                      \
+#define PRIM_CL(name, op, bits, sfx)                                                                     \
+    static uint64_t name##bits(uint64_t a_, uint64_t b_, uint64_t c, uint64_t *flags)                    \
+    {                                                                                                    \
+        uint##bits##_t a = a_;                                                                           \
+        uint8_t count = b_;                                                                              \
+        uint32_t ax = ax_of_flags(*flags);                                                               \
+        __asm__(FLAGS_LOAD op sfx " %%cl, %1\n\t" FLAGS_SAVE : "+&a"(ax), "+&q"(a) : "c"(count) : "cc"); \
+        *flags = flags_of_ax(ax);                                                                        \
+        return a;                                                                                        \
     }
-#define PRIM_SIZES(PRIM, name, op)                                                                                     \
-    PRIM(name, op, 8, "b")                                                                                             \
-    PRIM(name, op, 16, "w")                                                                                            \
-    PRIM(name, op, 32, "l")                                                                                            \
+#define PRIM_SIZES(PRIM, name, op) \
+    PRIM(name, op, 8, "b")         \
+    PRIM(name, op, 16, "w")        \
+    PRIM(name, op, 32, "l")        \
     PRIM(name, op, 64, "q")
-#define PRIM_TABLE(name) { name##8, name##16, name##32, name##64 }
+#define PRIM_TABLE(name)                      \
+    {                                         \
+        name##8, name##16, name##32, name##64 \
+    }
 
 /* ---- functions by row (ops_int.def) ---- */
 #define OP(mnemonic, interp, trans, rd, must, may, undef, attrs, feature) insn_fn interp;

@@ -48,9 +48,8 @@ static uint64_t g_cmpxchg8b(uint64_t a, uint64_t b, uint64_t c, uint64_t *flags)
 int in_cmpxchg8b(struct cpu *cpu, const struct insn *in)
 {
     const uint64_t *r = cpu->s.gpr;
-    struct rmw_op op = { .fn = g_cmpxchg8b,
-                         .b = r[R_RDX] << 32 | (uint32_t)r[R_RAX],
-                         .c = r[R_RCX] << 32 | (uint32_t)r[R_RBX] };
+    struct rmw_op op = {
+        .fn = g_cmpxchg8b, .b = r[R_RDX] << 32 | (uint32_t)r[R_RAX], .c = r[R_RCX] << 32 | (uint32_t)r[R_RBX]};
     uint64_t flags;
     const int st = in_rmw_mem(cpu, in, insn_ea(cpu, in), 8, in->pfx & PFX_LOCK, &op, &flags);
 
@@ -93,7 +92,7 @@ fault:
 int in_cmpxchg16b(struct cpu *cpu, const struct insn *in)
 {
     uint64_t *r = cpu->s.gpr;
-    struct wide_exchange x = { .lo = r[R_RAX], .hi = r[R_RDX], .new_lo = r[R_RBX], .new_hi = r[R_RCX] };
+    struct wide_exchange x = {.lo = r[R_RAX], .hi = r[R_RDX], .new_lo = r[R_RBX], .new_hi = r[R_RCX]};
     const gva_t ea = insn_ea(cpu, in), base = in->seg >= SEG_FS && in->seg <= SEG_GS ? cpu->s.seg[in->seg].base : 0;
     struct rmw m;
     int st;
@@ -102,7 +101,8 @@ int in_cmpxchg16b(struct cpu *cpu, const struct insn *in)
         return cpu_raise_err(cpu, VEC_GP, 0);
     st = mem_rmw_begin(cpu, in->seg, ea, 16, ACC_READ | ACC_WRITE | (in->pfx & PFX_LOCK ? ACCF_LOCK : 0), &m);
     if (st == CPU_OK)
-        st = host_cmpxchg16(m.ptr, &x) ? mem_read(cpu, in->seg, ea, m.buf, 16, ACC_READ | ACCF_RMW) : mem_rmw_end(cpu, &m);
+        st = host_cmpxchg16(m.ptr, &x) ? mem_read(cpu, in->seg, ea, m.buf, 16, ACC_READ | ACCF_RMW)
+                                       : mem_rmw_end(cpu, &m);
     if (st != CPU_OK)
         return st;
     if (!x.equal) {

@@ -1,6 +1,6 @@
 /* SPDX-License-Identifier: MIT
- * in_mov.c: data movement without flags: MOV and its extending, swapping and conditional kin, LEA, XCHG, SETcc, CBW ...,
- * BSWAP, XLAT, and the hints (NOP, prefetches, fences). */
+ * in_mov.c: data movement without flags: MOV and its extending, swapping and conditional kin, LEA, XCHG, SETcc, CBW
+ * ..., BSWAP, XLAT, and the hints (NOP, prefetches, fences). */
 #include "in_int.h"
 
 /* ---- general forms ---- */
@@ -57,7 +57,7 @@ static uint64_t g_xchg(uint64_t a, uint64_t b, uint64_t c, uint64_t *flags)
 int in_xchg(struct cpu *cpu, const struct insn *in)
 {
     const unsigned m = in->mem == 1, r = !m;
-    struct rmw_op op = { .fn = g_xchg };
+    struct rmw_op op = {.fn = g_xchg};
     uint64_t flags;
     int st;
 
@@ -160,39 +160,39 @@ int in_clflush(struct cpu *cpu, const struct insn *in)
 }
 
 /* ---- specialised forms ---- */
-#define MOV_FORMS(bits)                                                                                                \
-    static int x_mov##bits##_rr(struct cpu *cpu, const struct insn *in)                                                \
-    {                                                                                                                  \
-        reg_write(cpu, in->o[0].reg, bits / 8, cpu->s.gpr[in->o[1].reg]);                                              \
-        return CPU_OK;                                                                                                 \
-    }                                                                                                                  \
-    static int x_mov##bits##_ri(struct cpu *cpu, const struct insn *in)                                                \
-    {                                                                                                                  \
-        reg_write(cpu, in->o[0].reg, bits / 8, in->imm);                                                               \
-        return CPU_OK;                                                                                                 \
-    }                                                                                                                  \
-    static int x_mov##bits##_rm(struct cpu *cpu, const struct insn *in)                                                \
-    {                                                                                                                  \
-        uint##bits##_t v;                                                                                              \
-        const void *p = tlb_lookup(cpu, in_lin64(cpu, in), bits / 8, TLB_READ);                                        \
-        if (unlikely(!p) || unlikely(host_ld##bits(p, &v)))                                                            \
-            return in_mov(cpu, in);                                                                                    \
-        reg_write(cpu, in->o[0].reg, bits / 8, v);                                                                     \
-        return CPU_OK;                                                                                                 \
-    }                                                                                                                  \
-    static int x_mov##bits##_mr(struct cpu *cpu, const struct insn *in)                                                \
-    {                                                                                                                  \
-        void *p = tlb_lookup(cpu, in_lin64(cpu, in), bits / 8, TLB_WRITE);                                             \
-        if (unlikely(!p) || unlikely(host_st##bits(p, cpu->s.gpr[in->o[1].reg])))                                      \
-            return in_mov(cpu, in);                                                                                    \
-        return CPU_OK;                                                                                                 \
-    }                                                                                                                  \
-    static int x_mov##bits##_mi(struct cpu *cpu, const struct insn *in)                                                \
-    {                                                                                                                  \
-        void *p = tlb_lookup(cpu, in_lin64(cpu, in), bits / 8, TLB_WRITE);                                             \
-        if (unlikely(!p) || unlikely(host_st##bits(p, in->imm)))                                                       \
-            return in_mov(cpu, in);                                                                                    \
-        return CPU_OK;                                                                                                 \
+#define MOV_FORMS(bits)                                                           \
+    static int x_mov##bits##_rr(struct cpu *cpu, const struct insn *in)           \
+    {                                                                             \
+        reg_write(cpu, in->o[0].reg, bits / 8, cpu->s.gpr[in->o[1].reg]);         \
+        return CPU_OK;                                                            \
+    }                                                                             \
+    static int x_mov##bits##_ri(struct cpu *cpu, const struct insn *in)           \
+    {                                                                             \
+        reg_write(cpu, in->o[0].reg, bits / 8, in->imm);                          \
+        return CPU_OK;                                                            \
+    }                                                                             \
+    static int x_mov##bits##_rm(struct cpu *cpu, const struct insn *in)           \
+    {                                                                             \
+        uint##bits##_t v;                                                         \
+        const void *p = tlb_lookup(cpu, in_lin64(cpu, in), bits / 8, TLB_READ);   \
+        if (unlikely(!p) || unlikely(host_ld##bits(p, &v)))                       \
+            return in_mov(cpu, in);                                               \
+        reg_write(cpu, in->o[0].reg, bits / 8, v);                                \
+        return CPU_OK;                                                            \
+    }                                                                             \
+    static int x_mov##bits##_mr(struct cpu *cpu, const struct insn *in)           \
+    {                                                                             \
+        void *p = tlb_lookup(cpu, in_lin64(cpu, in), bits / 8, TLB_WRITE);        \
+        if (unlikely(!p) || unlikely(host_st##bits(p, cpu->s.gpr[in->o[1].reg]))) \
+            return in_mov(cpu, in);                                               \
+        return CPU_OK;                                                            \
+    }                                                                             \
+    static int x_mov##bits##_mi(struct cpu *cpu, const struct insn *in)           \
+    {                                                                             \
+        void *p = tlb_lookup(cpu, in_lin64(cpu, in), bits / 8, TLB_WRITE);        \
+        if (unlikely(!p) || unlikely(host_st##bits(p, in->imm)))                  \
+            return in_mov(cpu, in);                                               \
+        return CPU_OK;                                                            \
     }
 MOV_FORMS(8)
 MOV_FORMS(16)
@@ -200,20 +200,20 @@ MOV_FORMS(32)
 MOV_FORMS(64)
 
 /* MOVZX, MOVSX, MOVSXD to 16, 32, 64 bits. */
-#define EXTEND_FORMS(name, type, from, to)                                                                             \
-    static int x_##name##from##to##_r(struct cpu *cpu, const struct insn *in)                                          \
-    {                                                                                                                  \
-        reg_write(cpu, in->o[0].reg, to / 8, (uint64_t)(type)cpu->s.gpr[in->o[1].reg]);                                \
-        return CPU_OK;                                                                                                 \
-    }                                                                                                                  \
-    static int x_##name##from##to##_m(struct cpu *cpu, const struct insn *in)                                          \
-    {                                                                                                                  \
-        uint##from##_t v;                                                                                              \
-        const void *p = tlb_lookup(cpu, in_lin64(cpu, in), from / 8, TLB_READ);                                        \
-        if (unlikely(!p) || unlikely(host_ld##from(p, &v)))                                                            \
-            return in_##name(cpu, in);                                                                                 \
-        reg_write(cpu, in->o[0].reg, to / 8, (uint64_t)(type)v);                                                       \
-        return CPU_OK;                                                                                                 \
+#define EXTEND_FORMS(name, type, from, to)                                              \
+    static int x_##name##from##to##_r(struct cpu *cpu, const struct insn *in)           \
+    {                                                                                   \
+        reg_write(cpu, in->o[0].reg, to / 8, (uint64_t)(type)cpu->s.gpr[in->o[1].reg]); \
+        return CPU_OK;                                                                  \
+    }                                                                                   \
+    static int x_##name##from##to##_m(struct cpu *cpu, const struct insn *in)           \
+    {                                                                                   \
+        uint##from##_t v;                                                               \
+        const void *p = tlb_lookup(cpu, in_lin64(cpu, in), from / 8, TLB_READ);         \
+        if (unlikely(!p) || unlikely(host_ld##from(p, &v)))                             \
+            return in_##name(cpu, in);                                                  \
+        reg_write(cpu, in->o[0].reg, to / 8, (uint64_t)(type)v);                        \
+        return CPU_OK;                                                                  \
     }
 #define in_movzx in_mov
 EXTEND_FORMS(movzx, uint8_t, 8, 32)
@@ -242,27 +242,30 @@ static int x_lea32(struct cpu *cpu, const struct insn *in)
     return CPU_OK;
 }
 
-#define CMOV_FORMS(cc)                                                                                                 \
-    static int x_cmov##cc(struct cpu *cpu, const struct insn *in)                                                      \
-    {                                                                                                                  \
-        const unsigned from = flags_cond(cpu->s.flags, cc) ? 1 : 0;                                                    \
-        reg_write(cpu, in->o[0].reg, in->o[0].size, cpu->s.gpr[in->o[from].reg]);                                      \
-        return CPU_OK;                                                                                                 \
-    }                                                                                                                  \
-    static int x_set##cc(struct cpu *cpu, const struct insn *in)                                                       \
-    {                                                                                                                  \
-        reg_write(cpu, in->o[0].reg, 1, flags_cond(cpu->s.flags, cc));                                                 \
-        return CPU_OK;                                                                                                 \
+#define CMOV_FORMS(cc)                                                            \
+    static int x_cmov##cc(struct cpu *cpu, const struct insn *in)                 \
+    {                                                                             \
+        const unsigned from = flags_cond(cpu->s.flags, cc) ? 1 : 0;               \
+        reg_write(cpu, in->o[0].reg, in->o[0].size, cpu->s.gpr[in->o[from].reg]); \
+        return CPU_OK;                                                            \
+    }                                                                             \
+    static int x_set##cc(struct cpu *cpu, const struct insn *in)                  \
+    {                                                                             \
+        reg_write(cpu, in->o[0].reg, 1, flags_cond(cpu->s.flags, cc));            \
+        return CPU_OK;                                                            \
     }
 #define FOR_CC(X) X(0) X(1) X(2) X(3) X(4) X(5) X(6) X(7) X(8) X(9) X(10) X(11) X(12) X(13) X(14) X(15)
 FOR_CC(CMOV_FORMS)
 
 #define CMOV_NAME(cc) x_cmov##cc,
-#define SET_NAME(cc) x_set##cc,
-static insn_fn *const cmov_fns[16] = { FOR_CC(CMOV_NAME) };
-static insn_fn *const set_fns[16] = { FOR_CC(SET_NAME) };
+#define SET_NAME(cc)  x_set##cc,
+static insn_fn *const cmov_fns[16] = {FOR_CC(CMOV_NAME)};
+static insn_fn *const set_fns[16] = {FOR_CC(SET_NAME)};
 
-#define MOV_ROW(form) { x_mov8_##form, x_mov16_##form, x_mov32_##form, x_mov64_##form }
+#define MOV_ROW(form)                                                 \
+    {                                                                 \
+        x_mov8_##form, x_mov16_##form, x_mov32_##form, x_mov64_##form \
+    }
 
 static insn_fn *select_plain_mov(const struct insn *in)
 {
@@ -279,12 +282,18 @@ static insn_fn *select_plain_mov(const struct insn *in)
     return NULL;
 }
 
-#define EXTEND_ROW(name, from) { { x_##name##from##32_r, x_##name##from##32_m }, { x_##name##from##64_r, x_##name##from##64_m } }
+#define EXTEND_ROW(name, from)                         \
+    {                                                  \
+        {x_##name##from##32_r, x_##name##from##32_m},  \
+        {                                              \
+            x_##name##from##64_r, x_##name##from##64_m \
+        }                                              \
+    }
 
 static insn_fn *select_extension(const struct insn *in)
 {
-    static insn_fn *const zx[2][2][2] = { EXTEND_ROW(movzx, 8), EXTEND_ROW(movzx, 16) };
-    static insn_fn *const sx[2][2][2] = { EXTEND_ROW(movsx, 8), EXTEND_ROW(movsx, 16) };
+    static insn_fn *const zx[2][2][2] = {EXTEND_ROW(movzx, 8), EXTEND_ROW(movzx, 16)};
+    static insn_fn *const sx[2][2][2] = {EXTEND_ROW(movsx, 8), EXTEND_ROW(movsx, 16)};
     const struct opnd *a = &in->o[0], *b = &in->o[1];
     const bool flat = in->mode == MODE_64 && in->asize == 8, mem = b->kind == OPK_MEM;
 

@@ -6,28 +6,28 @@
  * bytes in *lo alone. */
 typedef void widen_fn(uint64_t *lo, uint64_t *hi, uint64_t b, uint64_t *flags);
 
-#define PRIM_WIDEN(name, op, bits, sfx)                                                                                \
-    static void name##bits(uint64_t *lo, uint64_t *hi, uint64_t b_, uint64_t *flags)                                   \
-    {                                                                                                                  \
-        uint##bits##_t b = b_, d;                                                                                      \
-        uint32_t ax = ax_of_flags(*flags), saved;                                                                      \
-        __asm__(FLAGS_LOAD "mov %[a64], %%rax\n\t" op sfx " %[b]\n\tmov %%rax, %[a64]\n\t" FLAGS_SAVE                  \
-                : [ax] "=&a"(saved), [a64] "+&r"(*lo), "=&d"(d)                                                        \
-                : [b] "r"(b), "0"(ax)                                                                                  \
-                : "cc");                                                                                               \
-        *flags = flags_of_ax(saved);                                                                                   \
-        *hi = d;                                                                                                       \
+#define PRIM_WIDEN(name, op, bits, sfx)                                                               \
+    static void name##bits(uint64_t *lo, uint64_t *hi, uint64_t b_, uint64_t *flags)                  \
+    {                                                                                                 \
+        uint##bits##_t b = b_, d;                                                                     \
+        uint32_t ax = ax_of_flags(*flags), saved;                                                     \
+        __asm__(FLAGS_LOAD "mov %[a64], %%rax\n\t" op sfx " %[b]\n\tmov %%rax, %[a64]\n\t" FLAGS_SAVE \
+                : [ax] "=&a"(saved), [a64] "+&r"(*lo), "=&d"(d)                                       \
+                : [b] "r"(b), "0"(ax)                                                                 \
+                : "cc");                                                                              \
+        *flags = flags_of_ax(saved);                                                                  \
+        *hi = d;                                                                                      \
     }
-#define PRIM_WIDEN8(name, op)                                                                                          \
-    static void name##8(uint64_t *lo, uint64_t *hi, uint64_t b_, uint64_t *flags)                                      \
-    {                                                                                                                  \
-        uint8_t b = b_;                                                                                                \
-        uint32_t ax = ax_of_flags(*flags), saved;                                                                      \
-        __asm__(FLAGS_LOAD "mov %[a64], %%rax\n\t" op "b %[b]\n\tmov %%rax, %[a64]\n\t" FLAGS_SAVE                     \
-                : [ax] "=&a"(saved), [a64] "+&r"(*lo)                                                                  \
-                : [b] "r"(b), "0"(ax)                                                                                  \
-                : "cc");                                                                                               \
-        *flags = flags_of_ax(saved);                                                                                   \
+#define PRIM_WIDEN8(name, op)                                                                      \
+    static void name##8(uint64_t * lo, uint64_t * hi, uint64_t b_, uint64_t * flags)               \
+    {                                                                                              \
+        uint8_t b = b_;                                                                            \
+        uint32_t ax = ax_of_flags(*flags), saved;                                                  \
+        __asm__(FLAGS_LOAD "mov %[a64], %%rax\n\t" op "b %[b]\n\tmov %%rax, %[a64]\n\t" FLAGS_SAVE \
+                : [ax] "=&a"(saved), [a64] "+&r"(*lo)                                              \
+                : [b] "r"(b), "0"(ax)                                                              \
+                : "cc");                                                                           \
+        *flags = flags_of_ax(saved);                                                               \
     }
 PRIM_WIDEN8(g_mul, "mul")
 PRIM_WIDEN(g_mul, "mul", 16, "w")
@@ -67,7 +67,7 @@ int in_mul(struct cpu *cpu, const struct insn *in)
 int in_imul(struct cpu *cpu, const struct insn *in)
 {
     static widen_fn *const wide[4] = PRIM_TABLE(g_imul);
-    static rmw_fn *const fns[4] = { NULL, g_imul2_16, g_imul2_32, g_imul2_64 };
+    static rmw_fn *const fns[4] = {NULL, g_imul2_16, g_imul2_32, g_imul2_64};
     const unsigned src = in->nops - 2;
     uint64_t a, b;
     int st;
@@ -111,18 +111,18 @@ static int check_idiv(__int128 dividend, int64_t divisor, unsigned size)
     return q > max || q < min ? -1 : 0;
 }
 
-#define DIV_HOST(name, op, bits, sfx)                                                                                  \
-    static void name##bits(struct quotient *q, uint64_t *flags)                                                        \
-    {                                                                                                                  \
-        const uint##bits##_t divisor = q->divisor;                                                                     \
-        uint64_t lo = q->lo;                                                                                           \
-        uint32_t ax = ax_of_flags(*flags);                                                                             \
-        __asm__(FLAGS_LOAD "mov %[lo], %%rax\n\t" op sfx " %[divisor]\n\tmov %%rax, %[lo]\n\t" FLAGS_SAVE              \
-                : "+&a"(ax), [lo] "+&r"(lo), "+&d"(q->hi)                                                              \
-                : [divisor] "r"(divisor)                                                                               \
-                : "cc");                                                                                               \
-        q->lo = lo;                                                                                                    \
-        *flags = flags_of_ax(ax);                                                                                      \
+#define DIV_HOST(name, op, bits, sfx)                                                                     \
+    static void name##bits(struct quotient *q, uint64_t *flags)                                           \
+    {                                                                                                     \
+        const uint##bits##_t divisor = q->divisor;                                                        \
+        uint64_t lo = q->lo;                                                                              \
+        uint32_t ax = ax_of_flags(*flags);                                                                \
+        __asm__(FLAGS_LOAD "mov %[lo], %%rax\n\t" op sfx " %[divisor]\n\tmov %%rax, %[lo]\n\t" FLAGS_SAVE \
+                : "+&a"(ax), [lo] "+&r"(lo), "+&d"(q->hi)                                                 \
+                : [divisor] "r"(divisor)                                                                  \
+                : "cc");                                                                                  \
+        q->lo = lo;                                                                                       \
+        *flags = flags_of_ax(ax);                                                                         \
     }
 DIV_HOST(h_div, "div", 8, "b")
 DIV_HOST(h_div, "div", 16, "w")
@@ -149,7 +149,7 @@ int in_div(struct cpu *cpu, const struct insn *in)
 {
     static div_fn *const fns[4] = PRIM_TABLE(h_div);
     const unsigned size = in->o[0].size;
-    struct quotient q = { .lo = cpu->s.gpr[R_RAX], .hi = cpu->s.gpr[R_RDX] };
+    struct quotient q = {.lo = cpu->s.gpr[R_RAX], .hi = cpu->s.gpr[R_RDX]};
     const int st = insn_read(cpu, in, 0, &q.divisor);
 
     if (st != CPU_OK)
@@ -165,7 +165,7 @@ int in_idiv(struct cpu *cpu, const struct insn *in)
 {
     static div_fn *const fns[4] = PRIM_TABLE(h_idiv);
     const unsigned size = in->o[0].size, bits = 8 * size;
-    struct quotient q = { .lo = cpu->s.gpr[R_RAX], .hi = cpu->s.gpr[R_RDX] };
+    struct quotient q = {.lo = cpu->s.gpr[R_RAX], .hi = cpu->s.gpr[R_RDX]};
     __int128 dividend;
     const int st = insn_read(cpu, in, 0, &q.divisor);
 

@@ -1,5 +1,6 @@
 /* SPDX-License-Identifier: MIT
- * in_operand.c: explicit operands of integer instructions: reading, writing, read-modify-write with and without LOCK. */
+ * in_operand.c: explicit operands of integer instructions: reading, writing, read-modify-write with and without LOCK.
+ */
 #include "in_int.h"
 
 int insn_read(struct cpu *cpu, const struct insn *in, unsigned n, uint64_t *v)
@@ -42,21 +43,21 @@ int insn_write(struct cpu *cpu, const struct insn *in, unsigned n, uint64_t v)
 }
 
 /* lock cmpxchg of the exact width: 1 exchanged, 0 differs (*old = what is there), -1 the host's memory is gone. */
-#define CMPXCHG(bits, sfx)                                                                                             \
-    static int cmpxchg##bits(void *p, uint64_t *old, uint64_t val)                                                     \
-    {                                                                                                                  \
-        uint##bits##_t a = *old;                                                                                       \
-        uint8_t done;                                                                                                  \
-                                                                                                                       \
-        __asm__ goto("1: lock cmpxchg" sfx " %3, %2\n\tsetz %1\n" HOST_EXTABLE("1b", "%l[fault]")                          \
-                     : "+a"(a), "=&q"(done), "+m"(*(uint##bits##_t *)p)                                                \
-                     : "q"((uint##bits##_t)val)                                                                        \
-                     : "memory", "cc"                                                                                  \
-                     : fault);                                                                                         \
-        *old = a;                                                                                                      \
-        return done;                                                                                                   \
-    fault:                                                                                                             \
-        return -1;                                                                                                     \
+#define CMPXCHG(bits, sfx)                                                                        \
+    static int cmpxchg##bits(void *p, uint64_t *old, uint64_t val)                                \
+    {                                                                                             \
+        uint##bits##_t a = *old;                                                                  \
+        uint8_t done;                                                                             \
+                                                                                                  \
+        __asm__ goto("1: lock cmpxchg" sfx " %3, %2\n\tsetz %1\n" HOST_EXTABLE("1b", "%l[fault]") \
+                     : "+a"(a), "=&q"(done), "+m"(*(uint##bits##_t *)p)                           \
+                     : "q"((uint##bits##_t)val)                                                   \
+                     : "memory", "cc"                                                             \
+                     : fault);                                                                    \
+        *old = a;                                                                                 \
+        return done;                                                                              \
+    fault:                                                                                        \
+        return -1;                                                                                \
     }
 CMPXCHG(8, "b")
 CMPXCHG(16, "w")

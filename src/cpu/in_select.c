@@ -1,6 +1,6 @@
 /* SPDX-License-Identifier: MIT
- * in_select.c: the function that executes a decoded instruction: the row's, or a form of it specialised by operand kinds,
- * size and mode. Also the table of rows itself. */
+ * in_select.c: the function that executes a decoded instruction: the row's, or a form of it specialised by operand
+ * kinds, size and mode. Also the table of rows itself. */
 #include "in_int.h"
 
 #define OP(mnemonic, interp, trans, rd, must, may, undef, attrs, feature) insn_fn interp;
@@ -8,9 +8,9 @@
 #undef OP
 
 const struct op_row op_rows[OP_COUNT] = {
-    [OP_INVALID] = { .name = "(bad)", .interp = in_ud },
-#define OP(mnemonic, interp, trans, rd, must, may, undef, attrs, feature)                                              \
-    [OP_##mnemonic] = { #mnemonic, interp, rd, must, may, undef, attrs, FEAT_##feature },
+    [OP_INVALID] = {.name = "(bad)", .interp = in_ud},
+#define OP(mnemonic, interp, trans, rd, must, may, undef, attrs, feature) \
+    [OP_##mnemonic] = {#mnemonic, interp, rd, must, may, undef, attrs, FEAT_##feature},
 #include "ops.def"
 #undef OP
 };

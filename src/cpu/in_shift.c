@@ -1,6 +1,6 @@
 /* SPDX-License-Identifier: MIT
- * in_shift.c: SHL SHR SAR ROL ROR RCL RCR SHLD SHRD by the host's own instruction, so that OF and AF are the host's too.
- * A masked count of 0 leaves all flags alone: they are loaded before and saved after. */
+ * in_shift.c: SHL SHR SAR ROL ROR RCL RCR SHLD SHRD by the host's own instruction, so that OF and AF are the host's
+ * too. A masked count of 0 leaves all flags alone: they are loaded before and saved after. */
 #include "in_int.h"
 
 PRIM_SIZES(PRIM_CL, g_shl, "shl")
@@ -12,14 +12,14 @@ PRIM_SIZES(PRIM_CL, g_rcl, "rcl")
 PRIM_SIZES(PRIM_CL, g_rcr, "rcr")
 
 /* The D0/D1 forms (shift by 1) define OF where the general form with a count of 1 does as well: one function does. */
-#define SHIFT(name, prim)                                                                                              \
-    int name(struct cpu *cpu, const struct insn *in)                                                                   \
-    {                                                                                                                  \
-        static rmw_fn *const fns[4] = PRIM_TABLE(prim);                                                                \
-        struct rmw_op op = { .fn = fns[size_index(in->o[0].size)] };                                                   \
-                                                                                                                       \
-        insn_read(cpu, in, 1, &op.b);                                                                                  \
-        return in_rmw(cpu, in, &op);                                                                                   \
+#define SHIFT(name, prim)                                          \
+    int name(struct cpu *cpu, const struct insn *in)               \
+    {                                                              \
+        static rmw_fn *const fns[4] = PRIM_TABLE(prim);            \
+        struct rmw_op op = {.fn = fns[size_index(in->o[0].size)]}; \
+                                                                   \
+        insn_read(cpu, in, 1, &op.b);                              \
+        return in_rmw(cpu, in, &op);                               \
     }
 SHIFT(in_shl, g_shl)
 SHIFT(in_shr, g_shr)
@@ -30,15 +30,15 @@ SHIFT(in_rcl, g_rcl)
 SHIFT(in_rcr, g_rcr)
 
 /* Double shifts: b = the second operand, c = the count. */
-#define PRIM_DOUBLE(name, op, bits, sfx)                                                                               \
-    static uint64_t name##bits(uint64_t a_, uint64_t b_, uint64_t c, uint64_t *flags)                                  \
-    {                                                                                                                  \
-        uint##bits##_t a = a_, b = b_;                                                                                 \
-        uint8_t count = c;                                                                                             \
-        uint32_t ax = ax_of_flags(*flags);                                                                             \
-        __asm__(FLAGS_LOAD op sfx " %%cl, %2, %1\n\t" FLAGS_SAVE : "+&a"(ax), "+&r"(a) : "r"(b), "c"(count) : "cc");   \
-        *flags = flags_of_ax(ax);                                                                                      \
-        return a;                                                                                                      \
+#define PRIM_DOUBLE(name, op, bits, sfx)                                                                             \
+    static uint64_t name##bits(uint64_t a_, uint64_t b_, uint64_t c, uint64_t *flags)                                \
+    {                                                                                                                \
+        uint##bits##_t a = a_, b = b_;                                                                               \
+        uint8_t count = c;                                                                                           \
+        uint32_t ax = ax_of_flags(*flags);                                                                           \
+        __asm__(FLAGS_LOAD op sfx " %%cl, %2, %1\n\t" FLAGS_SAVE : "+&a"(ax), "+&r"(a) : "r"(b), "c"(count) : "cc"); \
+        *flags = flags_of_ax(ax);                                                                                    \
+        return a;                                                                                                    \
     }
 PRIM_DOUBLE(g_shld, "shld", 16, "w")
 PRIM_DOUBLE(g_shld, "shld", 32, "l")
@@ -49,7 +49,7 @@ PRIM_DOUBLE(g_shrd, "shrd", 64, "q")
 
 static int double_shift(struct cpu *cpu, const struct insn *in, rmw_fn *const fns[4])
 {
-    struct rmw_op op = { .fn = fns[size_index(in->o[0].size)] };
+    struct rmw_op op = {.fn = fns[size_index(in->o[0].size)]};
 
     insn_read(cpu, in, 1, &op.b);
     insn_read(cpu, in, 2, &op.c);
@@ -58,30 +58,30 @@ static int double_shift(struct cpu *cpu, const struct insn *in, rmw_fn *const fn
 
 int in_shld(struct cpu *cpu, const struct insn *in)
 {
-    static rmw_fn *const fns[4] = { NULL, g_shld16, g_shld32, g_shld64 };
+    static rmw_fn *const fns[4] = {NULL, g_shld16, g_shld32, g_shld64};
 
     return double_shift(cpu, in, fns);
 }
 
 int in_shrd(struct cpu *cpu, const struct insn *in)
 {
-    static rmw_fn *const fns[4] = { NULL, g_shrd16, g_shrd32, g_shrd64 };
+    static rmw_fn *const fns[4] = {NULL, g_shrd16, g_shrd32, g_shrd64};
 
     return double_shift(cpu, in, fns);
 }
 
 /* Whole registers by an immediate or CL. */
-#define SHIFT_FORMS(name, bits)                                                                                        \
-    static int x_##name##bits##_i(struct cpu *cpu, const struct insn *in)                                              \
-    {                                                                                                                  \
-        reg_write(cpu, in->o[0].reg, bits / 8, g_##name##bits(cpu->s.gpr[in->o[0].reg], in->imm, 0, &cpu->s.flags));   \
-        return CPU_OK;                                                                                                 \
-    }                                                                                                                  \
-    static int x_##name##bits##_c(struct cpu *cpu, const struct insn *in)                                              \
-    {                                                                                                                  \
-        const uint64_t count = cpu->s.gpr[R_RCX];                                                                      \
-        reg_write(cpu, in->o[0].reg, bits / 8, g_##name##bits(cpu->s.gpr[in->o[0].reg], count, 0, &cpu->s.flags));     \
-        return CPU_OK;                                                                                                 \
+#define SHIFT_FORMS(name, bits)                                                                                      \
+    static int x_##name##bits##_i(struct cpu *cpu, const struct insn *in)                                            \
+    {                                                                                                                \
+        reg_write(cpu, in->o[0].reg, bits / 8, g_##name##bits(cpu->s.gpr[in->o[0].reg], in->imm, 0, &cpu->s.flags)); \
+        return CPU_OK;                                                                                               \
+    }                                                                                                                \
+    static int x_##name##bits##_c(struct cpu *cpu, const struct insn *in)                                            \
+    {                                                                                                                \
+        const uint64_t count = cpu->s.gpr[R_RCX];                                                                    \
+        reg_write(cpu, in->o[0].reg, bits / 8, g_##name##bits(cpu->s.gpr[in->o[0].reg], count, 0, &cpu->s.flags));   \
+        return CPU_OK;                                                                                               \
     }
 SHIFT_FORMS(shl, 32)
 SHIFT_FORMS(shl, 64)

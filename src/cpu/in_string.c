@@ -22,11 +22,11 @@ static struct string string_of(const struct cpu *cpu, const struct insn *in)
 {
     const unsigned size = in->opsize;
 
-    return (struct string){ .mask = size_mask(in->asize),
-                            .step = cpu->s.rflags_sys & F_DF ? -(int64_t)size : (int64_t)size,
-                            .size = size,
-                            .asize = in->asize,
-                            .rep = in->pfx & REP_ANY };
+    return (struct string){.mask = size_mask(in->asize),
+                           .step = cpu->s.rflags_sys & F_DF ? -(int64_t)size : (int64_t)size,
+                           .size = size,
+                           .asize = in->asize,
+                           .rep = in->pfx & REP_ANY};
 }
 
 static uint64_t pointer(const struct cpu *cpu, const struct string *s, unsigned reg)
@@ -260,13 +260,13 @@ int in_lods(struct cpu *cpu, const struct insn *in)
 }
 
 /* ---- CMPS and SCAS: flags of the last iteration; with rCX = 0 all flags stay ---- */
-#define COMPARE(bits, sfx)                                                                                             \
-    static uint64_t compare##bits(uint64_t a_, uint64_t b_)                                                            \
-    {                                                                                                                  \
-        uint##bits##_t a = a_, b = b_;                                                                                 \
-        uint32_t ax;                                                                                                   \
-        __asm__("cmp" sfx " %2, %1\n\t" FLAGS_SAVE : "=&a"(ax) : "q"(a), "q"(b) : "cc");                               \
-        return flags_of_ax(ax);                                                                                        \
+#define COMPARE(bits, sfx)                                                               \
+    static uint64_t compare##bits(uint64_t a_, uint64_t b_)                              \
+    {                                                                                    \
+        uint##bits##_t a = a_, b = b_;                                                   \
+        uint32_t ax;                                                                     \
+        __asm__("cmp" sfx " %2, %1\n\t" FLAGS_SAVE : "=&a"(ax) : "q"(a), "q"(b) : "cc"); \
+        return flags_of_ax(ax);                                                          \
     }
 COMPARE(8, "b")
 COMPARE(16, "w")

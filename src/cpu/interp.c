@@ -177,7 +177,7 @@ int interp_step(struct cpu *cpu, unsigned max)
     return st == CPU_VMEXIT ? st : CPU_OK;
 }
 
-const struct engine interp_engine = { .name = "interp", .run = interp_run };
+const struct engine interp_engine = {.name = "interp", .run = interp_run};
 
 __attribute__((constructor)) static void register_interp(void)
 {

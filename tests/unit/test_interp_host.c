@@ -1,13 +1,13 @@
 /* SPDX-License-Identifier: MIT
- * test_interp_host.c: integer instructions with random registers, flags and memory, compared with the host that runs the
- * same bytes at the same addresses. A quick net of every row of ops_int.def; the long one is tests/isa. */
+ * test_interp_host.c: integer instructions with random registers, flags and memory, compared with the host that runs
+ * the same bytes at the same addresses. A quick net of every row of ops_int.def; the long one is tests/isa. */
 #include "guest.h"
 #include <stdio.h>
 
 #define CASES_EACH 60
-#define DATA ((uint8_t *)(uintptr_t)GUEST_DATA)
-#define DATA_SIZE 0x1000u
-#define MID (GUEST_DATA + 0x800u)
+#define DATA       ((uint8_t *)(uintptr_t)GUEST_DATA)
+#define DATA_SIZE  0x1000u
+#define MID        (GUEST_DATA + 0x800u)
 
 /* ---- native side: registers in, instruction, registers out; a template that is copied as a whole ---- */
 __asm__(".pushsection .data\n .balign 64\n"
@@ -44,9 +44,10 @@ struct isa_case {
     const char *text;
 };
 extern const struct isa_case __start_isa_cases[], __stop_isa_cases[];
-#define I(text)                                                                                                        \
-    __asm__(".pushsection isa_cases, \"aw\"\n .quad 661f, 662f, 663f\n .popsection\n"                                  \
+#define I(text)                                                                       \
+    __asm__(".pushsection isa_cases, \"aw\"\n .quad 661f, 662f, 663f\n .popsection\n" \
             ".pushsection .rodata\n661: " text "\n662:\n663: .asciz \"" text "\"\n .popsection\n");
+/* clang-format off */
 #define I_SIZES(op) I(op "b %cl, %al") I(op "w %cx, %ax") I(op "l %ecx, %eax") I(op "q %rcx, %rax") I(op "b %ah, %bh")  \
     I(op "b %cl, (%rsi)") I(op "w %cx, 8(%rsi,%r8,2)") I(op "l %ecx, (%rsi)") I(op "q %rcx, -8(%rsi,%r8,8)")           \
     I(op "b $0x85, %dl") I(op "w $0x1234, (%rsi)") I(op "l $-5, %r9d") I(op "q $-77, 16(%rsi)") I(op "q $0x12345, %r10")
@@ -109,7 +110,9 @@ I_REP("rep movs") I_REP("rep stos") I_REP("rep lods") I_REP("repe cmps") I_REP("
 I("mov %rsi, %rdi; repe cmpsb") I("mov %rsi, %rdi; repe cmpsl") I("lea 3(%rsi), %rdi; rep movsb") I("lea 8(%rsi), %rdi; rep movsl") I("lea -1(%rsi), %rdi; rep movsq") I("lea 65(%rsi), %rdi; rep movsb") I("xor %eax, %eax; rep stosw") I("mov (%rdi), %al; repe scasb") I("xor %ecx, %ecx; repe cmpsb") I(".byte 0xf2, 0xa4") I("addr32 rep movsb") I("addr32 stosb")
 I("nop") I("nopw 0(%rax,%rax,1)") I("pause") I("endbr64") I("prefetcht0 (%rsi)") I("prefetchw (%rsi)") I("mfence") I("lfence") I("sfence") I("clflush (%rsi)") I("clflushopt (%rsi)") I("clwb (%rsi)") I("std; cld") I("rdsspq %rax")
 
-static uint64_t rng_state = 88172645463325252ull;
+    /* clang-format on */
+
+    static uint64_t rng_state = 88172645463325252ull;
 
 static uint64_t rng(void)
 {
@@ -121,7 +124,8 @@ static uint64_t rng(void)
 /* Values with many corner cases. */
 static uint64_t interesting(void)
 {
-    static const uint64_t corners[] = { 0, 1, ~0ull, 0x80, 0x7f, 0x8000, 0x7fff, 0x80000000, 0x7fffffff, 1ull << 63, ~0ull >> 1, 0xff, 0x100 };
+    static const uint64_t corners[] = {0,          1,          ~0ull,      0x80,       0x7f, 0x8000, 0x7fff,
+                                       0x80000000, 0x7fffffff, 1ull << 63, ~0ull >> 1, 0xff, 0x100};
     const uint64_t r = rng();
 
     return r & 3 ? rng() >> (r >> 8 & 63) : corners[(r >> 8) % (sizeof(corners) / sizeof(corners[0]))];
@@ -181,20 +185,22 @@ static void run_guest(struct guest *g, struct regs *r, const struct isa_case *c)
 static bool differs(const struct isa_case *c, const struct regs *in, const struct regs *host, const struct regs *soft,
                     const uint8_t *host_mem, const uint8_t *soft_mem, uint64_t rip)
 {
-    static const char names[16][4] = { "rax", "rcx", "rdx", "rbx", "rsp", "rbp", "rsi", "rdi", "r8", "r9", "r10", "r11", "r12", "r13", "r14", "r15" };
+    static const char names[16][4] = {"rax", "rcx", "rdx", "rbx", "rsp", "rbp", "rsi", "rdi",
+                                      "r8",  "r9",  "r10", "r11", "r12", "r13", "r14", "r15"};
     bool bad = rip != GUEST_CODE + 64;
 
     if (bad)
         print_message("%s: stopped at rip %lx\n", c->text, rip);
     for (unsigned i = 0; i < 16; i++)
         if (host->gpr[i] != soft->gpr[i]) {
-            print_message("%s: %s %lx -> host %lx, soft %lx (rax %lx rcx %lx flags %lx)\n", c->text, names[i], in->gpr[i],
-                          host->gpr[i], soft->gpr[i], in->gpr[R_RAX], in->gpr[R_RCX], in->flags);
+            print_message("%s: %s %lx -> host %lx, soft %lx (rax %lx rcx %lx flags %lx)\n", c->text, names[i],
+                          in->gpr[i], host->gpr[i], soft->gpr[i], in->gpr[R_RAX], in->gpr[R_RCX], in->flags);
             bad = true;
         }
     if ((host->flags ^ soft->flags) & (F_OSZAPC | F_DF)) {
         print_message("%s: flags %lx -> host %lx, soft %lx (rax %lx rcx %lx rdx %lx)\n", c->text, in->flags,
-                      (uint64_t)(host->flags & (F_OSZAPC | F_DF)), soft->flags, in->gpr[R_RAX], in->gpr[R_RCX], in->gpr[R_RDX]);
+                      (uint64_t)(host->flags & (F_OSZAPC | F_DF)), soft->flags, in->gpr[R_RAX], in->gpr[R_RCX],
+                      in->gpr[R_RDX]);
         bad = true;
     }
     for (unsigned i = 0; i < DATA_SIZE; i++)
@@ -210,7 +216,8 @@ static void integer_rows_equal_the_host(void **state)
     struct guest g;
     unsigned failed = 0, count = 0;
 
-    assert_ptr_equal(mmap(DATA, DATA_SIZE, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_FIXED_NOREPLACE, -1, 0), DATA);
+    assert_ptr_equal(
+        mmap(DATA, DATA_SIZE, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_FIXED_NOREPLACE, -1, 0), DATA);
     guest_create(&g, "interp");
     guest_w(&g, EXCEPTION_BITMAP, ~0u);
     for (const struct isa_case *c = __start_isa_cases; c < __stop_isa_cases; c++, count++) {
@@ -240,7 +247,7 @@ static void integer_rows_equal_the_host(void **state)
 
 int main(void)
 {
-    const struct CMUnitTest tests[] = { cmocka_unit_test(integer_rows_equal_the_host) };
+    const struct CMUnitTest tests[] = {cmocka_unit_test(integer_rows_equal_the_host)};
 
     return cmocka_run_group_tests(tests, NULL, NULL);
 }

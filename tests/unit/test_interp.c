@@ -1,0 +1,278 @@
+/* SPDX-License-Identifier: MIT
+ * test_interp.c: code that changes (by the guest, by others, under the running block), code over page ends, eviction,
+ * and partly done instructions. */
+#include "guest.h"
+#include <stdio.h>
+#include "../../src/cpu/code.h"
+
+#define ASM(name, text)                        \
+    extern const uint8_t name[], name##_end[]; \
+    __asm__(".pushsection .rodata\n .code64\n" #name ": " text "\n" #name "_end:\n .popsection\n")
+
+static void put(struct guest *g, uint64_t gpa, const uint8_t *code, const uint8_t *end)
+{
+    memcpy(g->ram + gpa, code, end - code);
+}
+#define PUT(g, gpa, name) put(g, gpa, name, name##_end)
+
+static uint64_t counter(struct guest *g, enum cpu_counter c)
+{
+    return cpu_counters(g->cpu)[c];
+}
+
+/* From gpa on to the next VMCALL. */
+static void run_to_vmcall(struct guest *g, uint64_t gpa)
+{
+    guest_w(g, GUEST_RIP, gpa);
+    guest_w(g, GUEST_RSP, GUEST_STACK);
+    assert_int_equal(guest_run(g), EXIT_REASON_VMCALL);
+}
+
+static int setup(void **state)
+{
+    static struct guest g;
+
+    guest_create(&g, "interp");
+    *state = &g;
+    return 0;
+}
+
+static int teardown(void **state)
+{
+    guest_destroy(*state);
+    return 0;
+}
+
+/* SDM 3A, "Self-Modifying Code": the next instruction of the same block changes. */
+ASM(smc_next, "movb $42, 1f+1(%rip); 1: mov $1, %eax; vmcall");
+
+static void a_block_that_changes_itself_stops(void **state)
+{
+    struct guest *g = *state;
+
+    for (unsigned i = 0; i < 3; i++) {
+        PUT(g, GUEST_CODE, smc_next);
+        cpu_code_unverify(g->cpu);
+        run_to_vmcall(g, GUEST_CODE);
+        assert_int_equal(*guest_gpr(g, R_RAX), 42);
+    }
+    assert_true(counter(g, CC_smc_stops) >= 1);
+    assert_true(counter(g, CC_code_writes) >= 1);
+}
+
+/* A loop that rewrites the immediate of a function and calls it: rcx times; rax = the sum of what it returned. */
+ASM(smc_loop, "xor %eax, %eax; 1: mov %ecx, 3f+1(%rip); call 3f; add %rdx, %rax; dec %ecx; jnz 1b; vmcall;"
+              ".balign 64; 3: mov $0, %edx; ret");
+
+static void code_written_and_run_in_turn_is_right_and_does_not_thrash(void **state)
+{
+    struct guest *g = *state;
+    const uint64_t n = 20000;
+    uint64_t decoded;
+
+    PUT(g, GUEST_CODE, smc_loop);
+    *guest_gpr(g, R_RCX) = n;
+    run_to_vmcall(g, GUEST_CODE);
+    assert_int_equal(*guest_gpr(g, R_RAX), n * (n + 1) / 2);
+    /* each turn changes one function of two instructions: it is decoded anew, the loop around it is not */
+    decoded = counter(g, CC_insns_decoded);
+    assert_true(decoded < n * 4);
+}
+
+ASM(fn_one, "mov $1, %eax; vmcall");
+ASM(flush_and_run, "mov %cr3, %rdx; mov %rdx, %cr3; jmp *%rbx");
+
+/* DMA is unseen; what is entered after the guest's TLB was flushed is compared. */
+static void code_written_by_others_is_compared_when_its_page_is_entered_anew(void **state)
+{
+    struct guest *g = *state;
+    const uint64_t page = GUEST_DATA;
+    uint64_t decoded;
+
+    PUT(g, GUEST_CODE, flush_and_run);
+    PUT(g, page, fn_one);
+    *guest_gpr(g, R_RBX) = page;
+    run_to_vmcall(g, GUEST_CODE);
+    assert_int_equal(*guest_gpr(g, R_RAX), 1);
+    decoded = counter(g, CC_insns_decoded);
+    run_to_vmcall(g, GUEST_CODE);
+    assert_int_equal(counter(g, CC_insns_decoded), decoded); /* unchanged bytes are not decoded twice */
+    g->ram[page + 1] = 7;                                    /* a device's DMA */
+    run_to_vmcall(g, GUEST_CODE);
+    assert_int_equal(*guest_gpr(g, R_RAX), 7);
+    g->ram[page + 1] = 9; /* a debugger, who says so */
+    cpu_code_unverify(g->cpu);
+    run_to_vmcall(g, page);
+    assert_int_equal(*guest_gpr(g, R_RAX), 9);
+    assert_true(counter(g, CC_blocks_stale) >= 2);
+}
+
+/* The same physical page at another linear address, written there: the alias's write kills the block. */
+ASM(alias, "call *%rbx; mov %eax, %esi; movb $5, 1(%rdi); call *%rbx; vmcall");
+ASM(fn_ret, "mov $1, %eax; ret");
+
+static void writes_through_an_alias_are_seen(void **state)
+{
+    struct guest *g = *state;
+    uint64_t *pd = (uint64_t *)(g->ram + GUEST_PD);
+
+    pd[256] = 0x87; /* 512 MiB: the first 2 MiB again */
+    PUT(g, GUEST_CODE, alias);
+    PUT(g, GUEST_DATA, fn_ret);
+    *guest_gpr(g, R_RBX) = GUEST_DATA;
+    *guest_gpr(g, R_RDI) = (512ull << 20) + GUEST_DATA;
+    run_to_vmcall(g, GUEST_CODE);
+    assert_int_equal(*guest_gpr(g, R_RSI), 1);
+    assert_int_equal(*guest_gpr(g, R_RAX), 5);
+}
+
+static void an_instruction_over_a_page_end_runs_and_changes(void **state)
+{
+    struct guest *g = *state;
+    const uint64_t at = GUEST_DATA + 0x1000 - 2;
+
+    for (uint8_t v = 1; v < 4; v++) {
+        const uint8_t code[] = {0xb8, v, 0, 0, 0, 0x0f, 0x01, 0xc1}; /* mov $v, %eax over the end; vmcall */
+
+        memcpy(g->ram + at, code, sizeof(code));
+        g->ram[at + 2] = v; /* in the second page */
+        run_to_vmcall(g, at);
+        assert_int_equal(*guest_gpr(g, R_RAX), v | v << 8);
+    }
+    /* the second page goes: the fault is of its address */
+    *guest_ept_entry(g, at + 2) = 0;
+    guest_invept(g);
+    guest_w(g, GUEST_RIP, at);
+    assert_int_equal(guest_run(g), EXIT_REASON_EPT_VIOLATION);
+    assert_int_equal(guest_r(g, GUEST_PHYSICAL_ADDRESS), GUEST_DATA + 0x1000);
+    assert_int_equal(guest_r(g, GUEST_RIP), at);
+}
+
+/* 8 MiB of NOPs, twice: more decoded code than the limit. */
+static void decoded_code_is_bounded(void **state)
+{
+    struct guest *g = *state;
+    const uint64_t from = 4u << 20, size = 8u << 20;
+
+    memset(g->ram + from, 0x90, size);
+    memcpy(g->ram + from + size, "\x0f\x01\xc1", 3);
+    for (unsigned i = 0; i < 2; i++) {
+        const uint64_t before = counter(g, CC_insns);
+
+        run_to_vmcall(g, from);
+        assert_int_equal(counter(g, CC_insns) - before, size);
+    }
+    assert_true(g->domain->code->bytes <= CODE_LIMIT + (1 << 20));
+    assert_true(g->domain->code->dead_bytes <= CODE_LIMIT + (1 << 20));
+}
+
+ASM(rep_movsb, "rep movsb; vmcall");
+ASM(push_all, "push %rax; push %rax; push %rax; vmcall");
+ASM(xchg_mem, "xchg %rax, (%rdi); vmcall");
+ASM(pop_mem, "pop (%rdi); vmcall");
+
+static void partly_done_instructions_are_exact(void **state)
+{
+    struct guest *g = *state;
+    const uint64_t hole = GUEST_DATA + 0x3000;
+
+    memset(g->ram + GUEST_DATA, 0x5a, 0x3000);
+    *guest_ept_entry(g, hole) = 0;
+    PUT(g, GUEST_CODE, rep_movsb);
+    *guest_gpr(g, R_RSI) = GUEST_DATA;
+    *guest_gpr(g, R_RDI) = hole - 100;
+    *guest_gpr(g, R_RCX) = 500;
+    guest_w(g, GUEST_RIP, GUEST_CODE);
+    assert_int_equal(guest_run(g), EXIT_REASON_EPT_VIOLATION);
+    assert_int_equal(guest_r(g, GUEST_RIP), GUEST_CODE);
+    assert_int_equal(*guest_gpr(g, R_RCX), 400);
+    assert_int_equal(*guest_gpr(g, R_RDI), hole);
+    assert_int_equal(*guest_gpr(g, R_RSI), GUEST_DATA + 100);
+
+    PUT(g, GUEST_CODE, push_all);
+    cpu_code_unverify(g->cpu);
+    guest_w(g, GUEST_RSP, hole + 0x1010);
+    guest_w(g, GUEST_RIP, GUEST_CODE);
+    assert_int_equal(guest_run(g), EXIT_REASON_EPT_VIOLATION);
+    assert_int_equal(guest_r(g, GUEST_RSP), hole + 0x1000);
+    assert_int_equal(guest_r(g, GUEST_RIP), GUEST_CODE + 2);
+
+    PUT(g, GUEST_CODE, xchg_mem);
+    cpu_code_unverify(g->cpu);
+    *guest_gpr(g, R_RAX) = 77;
+    *guest_gpr(g, R_RDI) = hole - 4;
+    guest_w(g, GUEST_RIP, GUEST_CODE);
+    assert_int_equal(guest_run(g), EXIT_REASON_EPT_VIOLATION);
+    assert_int_equal(*guest_gpr(g, R_RAX), 77);
+    assert_int_equal(*(uint32_t *)(g->ram + hole - 4), 0x5a5a5a5a);
+
+    PUT(g, GUEST_CODE, pop_mem);
+    cpu_code_unverify(g->cpu);
+    guest_w(g, GUEST_RSP, GUEST_STACK - 8);
+    guest_w(g, GUEST_RIP, GUEST_CODE);
+    assert_int_equal(guest_run(g), EXIT_REASON_EPT_VIOLATION);
+    assert_int_equal(guest_r(g, GUEST_RSP), GUEST_STACK - 8);
+}
+
+/* LOCK where it is not allowed, over-long instructions, unknown bytes: the exception, at the instruction. */
+static void what_is_no_instruction_faults(void **state)
+{
+    static const struct {
+        uint8_t bytes[16];
+        uint8_t vector;
+    } bad[] = {
+        {{0xf0, 0x01, 0xc0}, VEC_UD},       /* lock add %eax, %eax */
+        {{0xf0, 0x8b, 0x07}, VEC_UD},       /* lock mov (%rdi), %eax */
+        {{0xf0, 0x39, 0x07}, VEC_UD},       /* lock cmp %eax, (%rdi) */
+        {{0x0f, 0x0b}, VEC_UD},             /* ud2 */
+        {{0x0f, 0xff, 0xc0}, VEC_UD},       /* ud0 */
+        {{0x27}, VEC_UD},                   /* daa: not in 64-bit mode */
+        {{0x06}, VEC_UD},                   /* push %es */
+        {{0x62, 0xf1, 0xff, 0xff}, VEC_UD}, /* no EVEX encoding */
+        {{0x66, 0x66, 0x66, 0x66, 0x66, 0x66, 0x66, 0x66, 0x66, 0x66, 0x66, 0x66, 0x66, 0x66, 0x66, 0x90}, VEC_GP},
+    };
+    struct guest *g = *state;
+
+    guest_w(g, EXCEPTION_BITMAP, ~0u);
+    for (unsigned i = 0; i < ARRAY_SIZE(bad); i++) {
+        guest_code(g, bad[i].bytes, sizeof(bad[i].bytes));
+        assert_int_equal(guest_run(g), EXIT_REASON_EXCEPTION_NMI);
+        assert_int_equal(guest_r(g, VM_EXIT_INTR_INFO) & 0xff, bad[i].vector);
+        assert_int_equal(guest_r(g, GUEST_RIP), GUEST_CODE);
+    }
+}
+
+/* A near branch to a non-canonical address is the branch's own #GP, before anything is pushed. */
+ASM(bad_call, "mov $0x800000000000, %rax; call *%rax");
+
+static void branches_check_their_target(void **state)
+{
+    struct guest *g = *state;
+
+    guest_w(g, EXCEPTION_BITMAP, ~0u);
+    guest_code(g, bad_call, bad_call_end - bad_call);
+    guest_w(g, GUEST_RSP, GUEST_STACK);
+    assert_int_equal(guest_run(g), EXIT_REASON_EXCEPTION_NMI);
+    assert_int_equal(guest_r(g, VM_EXIT_INTR_INFO) & 0xff, VEC_GP);
+    assert_int_equal(guest_r(g, GUEST_RIP), GUEST_CODE + 10);
+    assert_int_equal(guest_r(g, GUEST_RSP), GUEST_STACK);
+}
+
+#define TEST(f) cmocka_unit_test_setup_teardown(f, setup, teardown)
+
+int main(void)
+{
+    const struct CMUnitTest tests[] = {
+        TEST(a_block_that_changes_itself_stops),
+        TEST(code_written_and_run_in_turn_is_right_and_does_not_thrash),
+        TEST(code_written_by_others_is_compared_when_its_page_is_entered_anew),
+        TEST(writes_through_an_alias_are_seen),
+        TEST(an_instruction_over_a_page_end_runs_and_changes),
+        TEST(decoded_code_is_bounded),
+        TEST(partly_done_instructions_are_exact),
+        TEST(what_is_no_instruction_faults),
+        TEST(branches_check_their_target),
+    };
+
+    return cmocka_run_group_tests(tests, NULL, NULL);
+}
