@@ -243,6 +243,10 @@ int insn_decode(const uint8_t *bytes, unsigned n, enum cpu_mode mode, struct ins
     in->nops = zi.operand_count_visible < ARRAY_SIZE(in->o) ? zi.operand_count_visible : ARRAY_SIZE(in->o);
     for (unsigned i = 0; i < in->nops; i++)
         set_operand(in, i, &ops[i]);
+    if (zi.raw.sib.offset && zi.raw.modrm.mod == 0 && zi.raw.sib.base == 5) {
+        in->base = REG_NONE; /* whatever REX.B says; Zydis 4.0 sees R13D and no displacement with a 32-bit address */
+        in->disp = zi.raw.disp.value;
+    }
     if (in->mem == 0xff)
         set_hidden_memory(in, ops, in->nops, zi.operand_count);
     if (!row_allows(in))

@@ -22,10 +22,14 @@ static uint64_t xgetbv(uint32_t n)
 
 static void layout_init(struct fpu_layout *l)
 {
-    static _Alignas(64) struct xsave_area probe;
+    _Alignas(64) struct xsave_area probe;
+    uint16_t fcw;
     uint32_t r[4];
 
-    __asm__ volatile("fxsave64 %0" : "=m"(probe));
+    __asm__ volatile("fnstcw %0" : "=m"(fcw));
+    __asm__ volatile("fninit\n fld1\n fxsave64 %0\n fninit" : "=m"(probe)); /* the x87 stack is empty in C code */
+    __asm__ volatile("fldcw %0" : : "m"(fcw));
+    l->saves_pointers = probe.fip;
     l->mxcsr_mask = probe.mxcsr_mask ? probe.mxcsr_mask : 0xffbf; /* SDM 1, "Guidelines for Writing to MXCSR" */
     l->mask = XFEATURE_X87 | XFEATURE_SSE;
     l->size = sizeof(struct xsave_area);
@@ -126,7 +130,7 @@ void fpu_cpu_reset(struct cpu *cpu)
     fpu_area_init(f->area, cpu_fpu_xcr0_mask());
     f->area->mxcsr = MXCSR_INIT;
     f->area->mxcsr_mask = fpu_layout()->mxcsr_mask;
-    f->fcs = f->fds = 0;
+    f->fip = f->fdp = f->fop = f->fcs = f->fds = 0;
 }
 
 static void host_save(struct xsave_area *a)
@@ -147,14 +151,39 @@ static void host_restore(struct xsave_area *a)
         __asm__ volatile("fxrstor64 %0" : : "m"(*a) : "memory");
 }
 
+static bool pointers_shown(const struct fpu_unit *f)
+{
+    const struct xsave_area *a = f->area;
+
+    return a->xstate_bv & XFEATURE_X87 && (layout.saves_pointers || a->fsw & FSW_ES);
+}
+
+void fpu_show_pointers(struct fpu_unit *f)
+{
+    const bool shown = pointers_shown(f);
+
+    f->area->fip = shown ? f->fip : 0;
+    f->area->fdp = shown ? f->fdp : 0;
+    f->area->fop = shown ? f->fop : 0;
+}
+
+/* The area was perhaps written by the hypervisor: pointers that differ from what was shown are its own. */
+static void take_pointers(struct fpu_unit *f)
+{
+    const struct xsave_area *a = f->area;
+    const bool shown = pointers_shown(f);
+
+    if (a->fip == (shown ? f->fip : 0) && a->fdp == (shown ? f->fdp : 0) && a->fop == (shown ? f->fop : 0))
+        return;
+    f->fip = a->fip;
+    f->fdp = a->fdp;
+    f->fop = a->fop;
+}
+
 static void area_from_host(struct fpu_unit *f)
 {
     host_save(f->area);
-    if (!(f->area->xstate_bv & XFEATURE_X87))
-        return;
-    f->area->fip = f->fip;
-    f->area->fdp = f->fdp;
-    f->area->fop = f->fop;
+    fpu_show_pointers(f);
 }
 
 void host_fpu_save(struct cpu *cpu)
@@ -188,12 +217,7 @@ void host_fpu_load(struct cpu *cpu)
     if (unlikely(!layout.xsave))
         fpu_area_init(a, ~a->xstate_bv & layout.mask);
     host_restore(a);
-    f->fip = f->fdp = f->fop = 0;
-    if (a->xstate_bv & XFEATURE_X87) {
-        f->fip = a->fip;
-        f->fdp = a->fdp;
-        f->fop = a->fop;
-    }
+    take_pointers(f);
     cpu->fpu_live = true;
     cpu->counters[CC_fpu_loads]++;
 }

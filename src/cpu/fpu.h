@@ -40,7 +40,8 @@ _Static_assert(sizeof(struct xsave_area) == 576, "XSAVE area: legacy region and 
 
 struct fpu_unit {
     struct xsave_area *area; /* 64-byte aligned, cpu_fpu_area_size() bytes; the truth while not cpu->fpu_live */
-    /* The host's own would be addresses of our copies. While live; else in area. Selectors are here only. */
+    /* x87 last-instruction pointers: always here, for the host's own are addresses of our copies. The area shows what this
+     * processor saves of them. */
     uint64_t fip, fdp;
     uint16_t fop, fcs, fds;
     uint16_t client_fcw;     /* what host_fpu_save() puts back */
@@ -55,11 +56,14 @@ struct fpu_layout {
     uint64_t mask; /* components of the host that a guest may have */
     uint32_t size, mxcsr_mask;
     bool xsave;
+    bool saves_pointers; /* FXSAVE and XSAVE save FOP, FIP and FDP without a pending exception too (not AMD's) */
     struct xfeature comp[XFEATURES];
 };
 const struct fpu_layout *fpu_layout(void);
 /* The area is made current, every component filled in (initial values where XSTATE_BV says so); live state stays live. */
 struct xsave_area *fpu_sync(struct cpu *);
+/* The unit's instruction pointers as the area shows them. */
+void fpu_show_pointers(struct fpu_unit *);
 /* The initial value of the components of mask, in an area; XSTATE_BV is not touched. */
 void fpu_area_init(struct xsave_area *, uint64_t mask);
 
@@ -82,18 +86,19 @@ struct native {
     uint8_t mem_size;
     uint8_t align;               /* mask of the address bits that must be 0 */
     uint8_t mask;                /* enum native_mask: masked-off elements of the memory operand do not fault */
+    bool mask_whole;             /* ... but they do fault */
     uint8_t elems, elem_size;    /* ... elements in memory */
     uint8_t mask_elems;          /* ... and bits of the mask, folded on them */
     uint8_t x87;                 /* NX_* */
-    uint16_t fop;
+    bool waits;                  /* a pending x87 exception comes first */
     native_fn *get_mask;         /* stores 8 bytes to mem */
     struct native_vsib *vsib;    /* gathers, scatters and MASKMOV: in_vsib.c */
 };
 
 struct native_vsib {
-    uint8_t index_reg, index_size, elem_size, elems;
+    uint8_t index_size, elem_size, elems, vl;
     bool vector_mask; /* AVX2: the mask is a vector register, sign bits count */
-    native_fn *get_index, *get_data, *put_data, *get_mask, *put_mask; /* to and from 64 bytes at mem */
+    native_fn *get_index, *get_data, *put_data, *get_mask, *put_mask; /* whole registers, to and from 64 bytes at mem */
 };
 
 /* #UD and #NM by CR0, CR4 and XCR0. CPU_OK or CPU_FAULT. */

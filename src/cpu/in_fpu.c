@@ -5,18 +5,6 @@
 #include "fpu.h"
 #include "mem.h"
 
-/* Both ends of an operand of up to a page and 64 bytes more; it touches at most every page that one of the probes does. */
-static int probe(struct cpu *cpu, enum seg_reg seg, gva_t ea, unsigned size, unsigned acc)
-{
-    for (unsigned off = 0; off < size; off += PAGE_SIZE) {
-        int st = mem_probe(cpu, seg, ea + off, 1, acc);
-
-        if (st)
-            return st;
-    }
-    return mem_probe(cpu, seg, ea + size - 1, 1, acc);
-}
-
 static int read_block(struct cpu *cpu, enum seg_reg seg, gva_t ea, void *buf, unsigned size)
 {
     int st = CPU_OK;
@@ -39,9 +27,23 @@ static int write_block(struct cpu *cpu, enum seg_reg seg, gva_t ea, const void *
     return st;
 }
 
+static void fpu_clear_pointers(struct fpu_unit *f)
+{
+    f->fip = f->fdp = f->fop = f->fcs = f->fds = 0;
+}
+
 static int bad(struct cpu *cpu)
 {
     return cpu_raise_err(cpu, VEC_GP, 0);
+}
+
+/* Control and status word as the processor takes them: reserved bits, and the summary of unmasked exceptions. */
+static void x87_control(struct xsave_area *a, uint16_t fcw, uint16_t fsw)
+{
+    a->fcw = (fcw & 0x1f7f) | 0x40;
+    a->fsw = fsw & ~(FSW_ES | FSW_B);
+    if (a->fsw & ~a->fcw & 0x3f)
+        a->fsw |= FSW_ES | FSW_B;
 }
 
 /* ---- FXSAVE and the legacy region ---- */
@@ -59,22 +61,27 @@ static void pointers_out(struct cpu *cpu, const struct insn *in, struct xsave_ar
 {
     const struct fpu_unit *f = cpu->fpu;
 
-    if (in->mode == MODE_64 && in->pfx & PFX_REX_W)
+    if ((in->mode == MODE_64 && in->pfx & PFX_REX_W) || !(fpu_layout()->saves_pointers || image->fsw & FSW_ES))
         return;
     image->fip = (uint32_t)image->fip | (uint64_t)f->fcs << 32;
     image->fdp = (uint32_t)image->fdp | (uint64_t)f->fds << 32;
 }
 
-static void pointers_in(struct cpu *cpu, const struct insn *in, struct xsave_area *a)
+static void pointers_in(struct cpu *cpu, const struct insn *in, const struct xsave_area *image)
 {
     struct fpu_unit *f = cpu->fpu;
 
-    if (in->mode == MODE_64 && in->pfx & PFX_REX_W)
-        return;
-    f->fcs = a->fip >> 32;
-    f->fds = a->fdp >> 32;
-    a->fip = (uint32_t)a->fip;
-    a->fdp = (uint32_t)a->fdp;
+    f->fip = (int64_t)(image->fip << 7) >> 7; /* as far as linear addresses may go */
+    f->fdp = (int64_t)(image->fdp << 7) >> 7;
+    f->fop = image->fop & 0x7ff;
+    f->fcs = f->fds = 0;
+    if (in->mode != MODE_64 || !(in->pfx & PFX_REX_W)) {
+        f->fcs = image->fip >> 32;
+        f->fds = image->fdp >> 32;
+        f->fip = (uint32_t)image->fip;
+        f->fdp = (uint32_t)image->fdp;
+    }
+    fpu_show_pointers(f);
 }
 
 static int fx_begin(struct cpu *cpu, const struct insn *in, gva_t *ea)
@@ -91,7 +98,7 @@ int in_fxsave(struct cpu *cpu, const struct insn *in)
     gva_t ea;
     int st = fx_begin(cpu, in, &ea);
 
-    if (st || (st = probe(cpu, in->seg, ea, 512, ACC_WRITE)))
+    if (st || (st = mem_probe(cpu, in->seg, ea, 512, ACC_WRITE)))
         return st;
     memcpy(&image, fpu_sync(cpu), 512);
     fpu_done(cpu);
@@ -113,11 +120,12 @@ int in_fxrstor(struct cpu *cpu, const struct insn *in)
     host_fpu_save(cpu);
     a = fpu_sync(cpu);
     memcpy(a, &image, LEGACY_X87_HEAD);
+    x87_control(a, image.fcw, image.fsw);
     a->mxcsr = image.mxcsr;
     memcpy(a->st, image.st, sizeof(a->st));
     memcpy(a->xmm, image.xmm, xmm_bytes(cpu));
-    pointers_in(cpu, in, a);
     a->xstate_bv |= XFEATURE_X87 | XFEATURE_SSE;
+    pointers_in(cpu, in, &image);
     return CPU_OK;
 }
 
@@ -231,7 +239,7 @@ int in_xsave(struct cpu *cpu, const struct insn *in)
     if (x.compact && a->mxcsr != MXCSR_INIT)
         x.inuse |= XFEATURE_SSE;
     x.write = plain ? x.rfbm : x.rfbm & x.inuse;
-    st = probe(cpu, in->seg, x.ea, area_end(cpu, x.rfbm, x.compact ? x.rfbm : 0), ACC_WRITE);
+    st = mem_probe(cpu, in->seg, x.ea, area_end(cpu, x.rfbm, x.compact ? x.rfbm : 0), ACC_WRITE);
     if (!st && !x.compact)
         st = mem_read(cpu, in->seg, x.ea + XSAVE_HEADER, &old_bv, 8, ACC_READ);
     if (!st)
@@ -281,8 +289,8 @@ static void restore_legacy(struct cpu *cpu, const struct insn *in, const struct 
 
     if (load & XFEATURE_X87) {
         memcpy(a, image, LEGACY_X87_HEAD);
+        x87_control(a, image->fcw, image->fsw);
         memcpy(a->st, image->st, sizeof(a->st));
-        pointers_in(cpu, in, a);
     } else if (rfbm & XFEATURE_X87) {
         fpu_area_init(a, XFEATURE_X87);
     }
@@ -310,12 +318,12 @@ int in_xrstor(struct cpu *cpu, const struct insn *in)
     compacted = compact ? image.xcomp_bv & ~XCOMP_COMPACT : 0;
     if (!header_valid(cpu, &image, compact))
         return bad(cpu);
+    st = mem_probe(cpu, in->seg, ea, area_end(cpu, compact ? rfbm & compacted : rfbm, compacted), ACC_READ);
+    if (st)
+        return st;
     if ((compact ? rfbm & image.xstate_bv & XFEATURE_SSE : rfbm & (XFEATURE_SSE | XFEATURE_AVX)) &&
         image.mxcsr & ~fpu_layout()->mxcsr_mask)
         return bad(cpu);
-    st = probe(cpu, in->seg, ea, area_end(cpu, rfbm & image.xstate_bv, compacted), ACC_READ);
-    if (st)
-        return st;
     host_fpu_save(cpu);
     a = fpu_sync(cpu);
     for (unsigned i = 2; i < XFEATURES && !st; i++)
@@ -327,6 +335,10 @@ int in_xrstor(struct cpu *cpu, const struct insn *in)
     /* in 32-bit modes the registers from 8 on keep what they had: the component is then not initial */
     a->xstate_bv = cpu->s.mode == MODE_64 ? (a->xstate_bv & ~rfbm) | (image.xstate_bv & rfbm)
                                           : a->xstate_bv | (image.xstate_bv & rfbm);
+    if (rfbm & image.xstate_bv & XFEATURE_X87)
+        pointers_in(cpu, in, &image);
+    else if (rfbm & XFEATURE_X87)
+        fpu_clear_pointers(cpu->fpu);
     return CPU_OK;
 }
 
@@ -388,9 +400,9 @@ static uint16_t full_tags(const struct xsave_area *a)
 static unsigned env_build(const struct cpu *cpu, const struct insn *in, const struct xsave_area *a, uint8_t buf[ENV_MAX])
 {
     const struct fpu_unit *f = cpu->fpu;
-    const uint32_t tags = full_tags(a), fip = a->fip, fdp = a->fdp;
+    const uint32_t tags = full_tags(a), fip = f->fip, fdp = f->fdp;
     const uint32_t lip = ((uint32_t)f->fcs << 4) + fip, ldp = ((uint32_t)f->fds << 4) + fdp;
-    const uint16_t fop = a->fop & 0x7ff;
+    const uint16_t fop = f->fop & 0x7ff;
     uint32_t e32[7] = { a->fcw | 0xffff0000, a->fsw | 0xffff0000, tags | 0xffff0000, fip,
                         f->fcs | (uint32_t)fop << 16, fdp, f->fds | 0xffff0000 };
     uint16_t e16[7] = { a->fcw, a->fsw, tags, fip, f->fcs, fdp, f->fds };
@@ -412,6 +424,17 @@ static unsigned env_build(const struct cpu *cpu, const struct insn *in, const st
     return env_size(in);
 }
 
+/* ST(i) of an area is relative to TOP, which changes; the registers stay. */
+static void set_top(struct xsave_area *a, uint16_t fsw)
+{
+    const unsigned move = ((fsw >> 11) - (a->fsw >> 11)) & 7;
+    uint8_t st[8][16];
+
+    memcpy(st, a->st, sizeof(st));
+    for (unsigned i = 0; i < 8; i++)
+        memcpy(a->st[i], st[(i + move) & 7], 16);
+}
+
 static void env_apply(struct cpu *cpu, const struct insn *in, const uint8_t *buf, struct xsave_area *a)
 {
     struct fpu_unit *f = cpu->fpu;
@@ -423,29 +446,29 @@ static void env_apply(struct cpu *cpu, const struct insn *in, const uint8_t *buf
         memcpy(e16, buf, 14);
         for (unsigned i = 0; i < 7; i++)
             e[i] = e16[i];
-        a->fop = env_real(cpu) ? e[4] & 0x7ff : 0;
+        f->fop = env_real(cpu) ? e[4] & 0x7ff : 0;
     } else {
-        a->fop = (env_real(cpu) ? e[4] : e[4] >> 16) & 0x7ff;
+        f->fop = (env_real(cpu) ? e[4] : e[4] >> 16) & 0x7ff;
     }
     f->fcs = f->fds = 0;
-    a->fip = e[3];
-    a->fdp = e[5];
+    f->fip = e[3];
+    f->fdp = e[5];
     if (env_real(cpu)) {
         const uint32_t low = 0xffff;
 
-        a->fip = (e[3] & low) | (e[4] >> 12 << 16);
-        a->fdp = (e[5] & low) | (e[6] >> 12 << 16);
+        f->fip = (e[3] & low) | (e[4] >> 12 << 16);
+        f->fdp = (e[5] & low) | (e[6] >> 12 << 16);
     } else {
         f->fcs = e[4];
         f->fds = e[6];
     }
-    a->fcw = (e[0] & 0x1f7f) | 0x40;
-    a->fsw = e[1] & ~(FSW_ES | FSW_B);
-    if (a->fsw & ~a->fcw & 0x3f)
-        a->fsw |= FSW_ES | FSW_B;
+    set_top(a, e[1]);
+    x87_control(a, e[0], e[1]);
     a->ftw = 0;
     for (unsigned phys = 0; phys < 8; phys++)
         a->ftw |= ((e[2] >> 2 * phys & 3) != 3) << phys;
+    a->xstate_bv |= XFEATURE_X87;
+    fpu_show_pointers(f);
 }
 
 /* Makes the area the truth; a waiting instruction raises a pending exception first. */
@@ -473,6 +496,7 @@ int in_fnstenv(struct cpu *cpu, const struct insn *in)
     a->fcw |= 0x3f; /* all exceptions masked */
     a->fsw &= ~(FSW_ES | FSW_B);
     a->xstate_bv |= XFEATURE_X87;
+    fpu_show_pointers(cpu->fpu);
     return CPU_OK;
 }
 
@@ -485,7 +509,6 @@ int in_fldenv(struct cpu *cpu, const struct insn *in)
     if (st || (st = mem_read(cpu, in->seg, insn_ea(cpu, in), buf, env_size(in), ACC_READ)))
         return st;
     env_apply(cpu, in, buf, a);
-    a->xstate_bv |= XFEATURE_X87;
     return CPU_OK;
 }
 
@@ -501,14 +524,17 @@ int in_fnsave(struct cpu *cpu, const struct insn *in)
     n = env_build(cpu, in, a, buf);
     for (unsigned i = 0; i < 8; i++)
         memcpy(buf + n + 10 * i, a->st[i], 10);
-    st = probe(cpu, in->seg, insn_ea(cpu, in), n + ST_BYTES, ACC_WRITE);
+    st = mem_probe(cpu, in->seg, insn_ea(cpu, in), n + ST_BYTES, ACC_WRITE);
     if (!st)
         st = write_block(cpu, in->seg, insn_ea(cpu, in), buf, n + ST_BYTES);
     if (st)
         return st;
-    fpu_area_init(a, XFEATURE_X87);
-    cpu->fpu->fcs = cpu->fpu->fds = 0;
-    a->xstate_bv &= ~(uint64_t)XFEATURE_X87;
+    set_top(a, 0); /* as FNINIT: the registers keep their contents, tagged empty */
+    x87_control(a, FCW_INIT, 0);
+    a->ftw = 0;
+    a->xstate_bv |= XFEATURE_X87;
+    fpu_clear_pointers(cpu->fpu);
+    fpu_show_pointers(cpu->fpu);
     return CPU_OK;
 }
 
@@ -525,6 +551,5 @@ int in_frstor(struct cpu *cpu, const struct insn *in)
         memset(a->st[i], 0, 16);
         memcpy(a->st[i], buf + env_size(in) + 10 * i, 10);
     }
-    a->xstate_bv |= XFEATURE_X87;
     return CPU_OK;
 }

@@ -30,6 +30,7 @@ static int get(struct cpu *cpu, native_fn *fn, union vec *v)
 struct vsib {
     union vec index, data, mask;
     uint64_t live; /* elements still to be moved */
+    bool moved;    /* one was */
 };
 
 static int begin(struct cpu *cpu, const struct native_vsib *v, struct vsib *x)
@@ -61,25 +62,29 @@ static void element_done(const struct native_vsib *v, struct vsib *x, unsigned i
 {
     x->live &= ~(1ull << i);
     if (v->vector_mask)
-        memset(x->mask.b + i * v->elem_size, 0, v->elem_size);
+        memset(x->mask.b, 0, (i + 1) * v->elem_size); /* those that were passed over as well */
     else
         x->mask.q[0] &= ~(1ull << i);
 }
 
-/* Partial completion: what was moved before a fault stays, with its mask bits cleared (SDM 2C, "VPGATHERDD"). */
+/* Partial completion: what was moved before a fault stays, with its mask bits cleared, and the rest of the registers
+ * keeps its value, but for what is beyond an EVEX vector length, as on the host (SDM 2C, "VPGATHERDD"). Complete: the mask is 0, and so is what the elements do
+ * not fill. */
 static int end(struct cpu *cpu, const struct native_vsib *v, struct vsib *x, int st)
 {
     if (st == CPU_USER) /* replayed as a whole */
         return st;
-    if (st == CPU_OK)
+    if (st == CPU_OK) {
         memset(&x->mask, 0, sizeof(x->mask));
-    if (v->put_data && (st == CPU_OK || st == CPU_FAULT || st == CPU_VMEXIT)) {
-        memset(x->data.b + v->elems * v->elem_size, 0, sizeof(x->data) - v->elems * v->elem_size);
-        get(cpu, v->put_data, &x->data);
-    }
-    get(cpu, v->put_mask, &x->mask);
-    if (st == CPU_OK)
         cpu->counters[CC_native]++;
+    }
+    if (st == CPU_OK)
+        memset(x->data.b + v->elems * v->elem_size, 0, sizeof(x->data) - v->elems * v->elem_size);
+    else if (x->moved && !v->vector_mask)
+        memset(x->data.b + v->vl, 0, sizeof(x->data) - v->vl);
+    if (v->put_data)
+        get(cpu, v->put_data, &x->data);
+    get(cpu, v->put_mask, &x->mask);
     return st;
 }
 
@@ -93,11 +98,15 @@ int in_gather(struct cpu *cpu, const struct insn *in)
     if (st || (st = begin(cpu, v, &x)))
         return st;
     for (unsigned i = 0; i < v->elems && !st; i++) {
-        if (!(x.live >> i & 1))
-            continue;
-        st = mem_read(cpu, in->seg, element_ea(cpu, in, v, &x, i), x.data.b + i * v->elem_size, v->elem_size, ACC_READ);
-        if (!st)
+        if (!(x.live >> i & 1)) {
             element_done(v, &x, i);
+            continue;
+        }
+        st = mem_read(cpu, in->seg, element_ea(cpu, in, v, &x, i), x.data.b + i * v->elem_size, v->elem_size, ACC_READ);
+        if (!st) {
+            element_done(v, &x, i);
+            x.moved = true;
+        }
     }
     return end(cpu, v, &x, st);
 }
@@ -115,8 +124,10 @@ int in_scatter(struct cpu *cpu, const struct insn *in)
         if (!(x.live >> i & 1))
             continue;
         st = mem_write(cpu, in->seg, element_ea(cpu, in, v, &x, i), x.data.b + i * v->elem_size, v->elem_size, ACC_WRITE);
-        if (!st)
+        if (!st) {
             element_done(v, &x, i);
+            x.moved = true;
+        }
     }
     return end(cpu, v, &x, st);
 }
@@ -132,22 +143,14 @@ int in_maskmov(struct cpu *cpu, const struct insn *in)
     const struct native_vsib *v = n->vsib;
     const gva_t ea = by_asize(in, cpu->s.gpr[R_RDI]);
     union vec data, mask;
-    unsigned first = v->elems, last = 0;
     int st = check(cpu, n);
 
     if (st || (st = get(cpu, v->get_data, &data)) || (st = get(cpu, v->get_mask, &mask)))
         return st;
-    for (unsigned i = 0; i < v->elems; i++) {
-        if (!(mask.b[i] & 0x80))
-            continue;
-        first = first < i ? first : i;
-        last = i;
-    }
-    if (first == v->elems)
-        return CPU_OK;
-    st = mem_probe(cpu, in->seg, ea + first, last - first + 1, ACC_WRITE);
-    for (unsigned i = first, e; i <= last && !st; i = e) {
-        for (e = i; e <= last && mask.b[e] & 0x80; e++)
+    /* the host checks all of the operand, whatever the mask says (SDM 2B, "MASKMOVDQU": implementation-specific) */
+    st = mem_probe(cpu, in->seg, ea, v->elems, ACC_WRITE);
+    for (unsigned i = 0, e; i < v->elems && !st; i = e) {
+        for (e = i; e < v->elems && mask.b[e] & 0x80; e++)
             ;
         if (e > i)
             st = mem_write(cpu, in->seg, ea + i, data.b + i, e - i, ACC_WRITE);
@@ -164,9 +167,9 @@ int in_movdir64b(struct cpu *cpu, const struct insn *in)
     uint8_t buf[64];
     int st;
 
-    if (fpu_linear(cpu, SEG_ES, dst) & 63)
-        return cpu_raise_err(cpu, VEC_GP, 0);
     st = mem_read(cpu, in->seg, insn_ea(cpu, in), buf, sizeof(buf), ACC_READ);
+    if (!st && fpu_linear(cpu, SEG_ES, dst) & 63)
+        return cpu_raise_err(cpu, VEC_GP, 0);
     return st ? st : mem_write(cpu, SEG_ES, dst, buf, sizeof(buf), ACC_WRITE);
 }
 

@@ -96,6 +96,16 @@ int native_fault(struct cpu *cpu, int sig, void *siginfo, void *ucontext)
     return 1;
 }
 
+/* FOP: low bits of the opcode and ModRM as the guest wrote them. No prefix is in D8-DF. */
+static uint16_t x87_opcode(const struct insn *in)
+{
+    const uint8_t *b = in->bytes;
+
+    while ((*b & 0xf8) != 0xd8)
+        b++;
+    return (b[0] & 7) << 8 | b[1];
+}
+
 /* x87 last-instruction pointers (SDM 1, "x87 FPU Instruction and Data (Operand) Pointers"). */
 static void x87_pointers(struct cpu *cpu, const struct native *n, const struct insn *in)
 {
@@ -107,7 +117,7 @@ static void x87_pointers(struct cpu *cpu, const struct native *n, const struct i
     }
     f->fip = cpu->s.rip;
     f->fcs = cpu->s.seg[SEG_CS].sel;
-    f->fop = n->fop;
+    f->fop = x87_opcode(in);
     if (n->x87 & NX_MEM) {
         f->fdp = insn_ea(cpu, in);
         f->fds = cpu->s.seg[in->seg < SEG_NONE ? in->seg : SEG_DS].sel;
@@ -193,34 +203,6 @@ static int without_host_page(struct cpu *cpu, const struct native *n, const stru
     return st ? st : finish(cpu, n, in);
 }
 
-/* Masked-off elements do not fault and are not written (SDM 1, "Memory Fault Suppression"): only [first, end) is resolved,
- * which reaches a page if and only if an active element does. */
-static int native_masked(struct cpu *cpu, const struct native *n, const struct insn *in, gva_t ea)
-{
-    struct rmw m;
-    uint64_t live = 0;
-    unsigned first = 0, end = 0;
-    int st = active_bytes(cpu, n, &live, &first, &end), r;
-
-    if (st)
-        return st;
-    if (!live) {
-        _Alignas(64) uint8_t nothing[64] = { 0 };
-
-        r = run(cpu, n, nothing);
-        return r ? native_raise(cpu, r) : finish(cpu, n, in);
-    }
-    st = mem_rmw_begin(cpu, in->seg, ea + first, end - first, n->acc, &m);
-    if (st)
-        return st;
-    r = run(cpu, n, (uint8_t *)m.ptr - first);
-    if (r)
-        return r == NR_HOST ? without_host_page(cpu, n, in, ea, live, first, end) : native_raise(cpu, r);
-    if (m.bounce && n->acc & ACC_WRITE)
-        st = write_active(cpu, n, &m, (uint8_t *)m.ptr - first, ea, live);
-    return st ? st : finish(cpu, n, in);
-}
-
 /* AMD's MXCSR.MM switches the alignment check of legacy SSE operands off. */
 static bool misaligned_allowed(struct cpu *cpu, const struct native *n)
 {
@@ -232,23 +214,97 @@ static bool misaligned_allowed(struct cpu *cpu, const struct native *n)
     return n->class == NC_SSE && mxcsr & MXCSR_MM;
 }
 
+static int misaligned(struct cpu *cpu, const struct native *n, const struct insn *in, gva_t ea)
+{
+    if (n->align && fpu_linear(cpu, in->seg, ea) & n->align && !misaligned_allowed(cpu, n))
+        return cpu_raise_err(cpu, VEC_GP, 0);
+    return CPU_OK;
+}
+
+/* Active elements on two pages: a fault on the second one names the first active element there. */
+static int probe_second_page(struct cpu *cpu, const struct native *n, const struct insn *in, gva_t ea, uint64_t live,
+                             unsigned first, unsigned end)
+{
+    const gva_t gva = fpu_linear(cpu, in->seg, ea);
+    const unsigned room = PAGE_SIZE - (gva & ~PAGE_MASK); /* of the operand on its first page */
+    int st;
+
+    if (first >= room || end <= room)
+        return CPU_OK;
+    st = mem_probe(cpu, in->seg, ea + first, room - first, n->acc);
+    for (unsigned i = room / n->elem_size; i < n->elems && !st; i++)
+        if (live >> i & 1) {
+            const unsigned off = i * n->elem_size < room ? room : i * n->elem_size;
+
+            return mem_probe(cpu, in->seg, ea + off, 1, n->acc);
+        }
+    return st;
+}
+
+/* Masked-off elements do not fault and are not written (SDM 1, "Memory Fault Suppression"): only [first, end) is resolved,
+ * which reaches a page if and only if an active element does. */
+static int native_masked(struct cpu *cpu, const struct native *n, const struct insn *in, gva_t ea)
+{
+    struct rmw m;
+    uint64_t live = 0;
+    unsigned first = 0, end = 0;
+    int st = active_bytes(cpu, n, &live, &first, &end), r;
+
+    if (!st && n->mask_whole)
+        st = mem_probe(cpu, in->seg, ea, n->mem_size, n->acc);
+    if (st)
+        return st;
+    if (!live) {
+        _Alignas(64) uint8_t nothing[64] = { 0 };
+
+        r = run(cpu, n, nothing);
+        return r ? native_raise(cpu, r) : finish(cpu, n, in);
+    }
+    st = misaligned(cpu, n, in, ea);
+    if (!st)
+        st = probe_second_page(cpu, n, in, ea, live, first, end);
+    if (!st)
+        st = mem_rmw_begin(cpu, in->seg, ea + first, end - first, n->acc, &m);
+    if (st)
+        return st;
+    r = run(cpu, n, (uint8_t *)m.ptr - first);
+    if (r)
+        return r == NR_HOST ? without_host_page(cpu, n, in, ea, live, first, end) : native_raise(cpu, r);
+    if (m.bounce && n->acc & ACC_WRITE)
+        st = write_active(cpu, n, &m, (uint8_t *)m.ptr - first, ea, live);
+    else
+        st = mem_rmw_end(cpu, &m);
+    return st ? st : finish(cpu, n, in);
+}
+
+static bool x87_pending(struct cpu *cpu)
+{
+    uint16_t fsw;
+
+    host_fpu_load(cpu);
+    __asm__ volatile("fnstsw %0" : "=m"(fsw));
+    fpu_done(cpu);
+    return fsw & FSW_ES;
+}
+
 static int native_slow(struct cpu *cpu, const struct native *n, const struct insn *in, gva_t ea)
 {
     struct rmw m;
     int st, r;
 
-    if (n->align && fpu_linear(cpu, in->seg, ea) & n->align && !misaligned_allowed(cpu, n))
-        return cpu_raise_err(cpu, VEC_GP, 0);
+    if (n->waits && x87_pending(cpu))
+        return cpu_raise(cpu, VEC_MF);
     if (n->mask)
         return native_masked(cpu, n, in, ea);
-    st = mem_rmw_begin(cpu, in->seg, ea, n->mem_size, n->acc, &m);
+    st = misaligned(cpu, n, in, ea);
+    if (!st)
+        st = mem_rmw_begin(cpu, in->seg, ea, n->mem_size, n->acc, &m);
     if (st)
         return st;
     r = run(cpu, n, m.ptr);
     if (r)
         return r == NR_HOST ? without_host_page(cpu, n, in, ea, 0, 0, n->mem_size) : native_raise(cpu, r);
-    if (n->acc & ACC_WRITE)
-        st = mem_rmw_end(cpu, &m);
+    st = mem_rmw_end(cpu, &m); /* data breakpoints want reads as well */
     return st ? st : finish(cpu, n, in);
 }
 

@@ -377,6 +377,15 @@ static bool suppresses_faults(const ZydisDecodedInstruction *zi)
     case ZYDIS_EXCEPTION_CLASS_E11NF:
         return false;
     default:
+        break;
+    }
+    switch (zi->mnemonic) { /* whose class Zydis gives without NF */
+    case ZYDIS_MNEMONIC_VDBPSADBW:
+    case ZYDIS_MNEMONIC_VCVTNE2PS2BF16:
+    case ZYDIS_MNEMONIC_VGF2P8AFFINEQB:
+    case ZYDIS_MNEMONIC_VGF2P8AFFINEINVQB:
+        return false;
+    default:
         return true;
     }
 }
@@ -415,8 +424,9 @@ static bool set_evex_mask(struct native *n, const struct form *f)
     const ZydisDecodedOperand *vec = f->mem == &f->ops[0] ? &f->ops[2] : &f->ops[0];
     unsigned lanes;
 
-    if (!zi->raw.evex.aaa || !suppresses_faults(zi))
+    if (!zi->raw.evex.aaa || (!suppresses_faults(zi) && vec == &f->ops[0]))
         return true;
+    n->mask_whole = !suppresses_faults(zi); /* a store: still, only active elements are written */
     if (ZydisRegisterGetClass(vec->reg.value) == ZYDIS_REGCLASS_MASK) /* a compare: lanes of what is compared */
         lanes = zi->mnemonic == ZYDIS_MNEMONIC_VPSHUFBITQMB ? zi->avx.vector_length / 8
                                                             : zi->avx.vector_length / f->mem->element_size;
@@ -425,6 +435,8 @@ static bool set_evex_mask(struct native *n, const struct form *f)
     n->mask = is_compress(zi->mnemonic) ? NM_COMPRESS : NM_ELEMENTS;
     n->elems = f->mem->element_count;
     n->mask_elems = lanes;
+    if (n->elems == 1 && zi->avx.broadcast.mode && lanes > zi->avx.vector_length / f->mem->element_size)
+        n->mask_elems = zi->avx.vector_length / f->mem->element_size; /* narrowing: half of the register */
     if (!zi->avx.broadcast.mode) {
         if (n->elems > lanes || zi->mnemonic == ZYDIS_MNEMONIC_VPSHUFBITQMB)
             n->elems = lanes;
@@ -470,10 +482,15 @@ static bool x87_control(ZydisMnemonic m)
     }
 }
 
+static bool x87_no_wait(ZydisMnemonic m)
+{
+    return m == ZYDIS_MNEMONIC_FNSTCW || m == ZYDIS_MNEMONIC_FNSTSW || m == ZYDIS_MNEMONIC_FNCLEX ||
+           m == ZYDIS_MNEMONIC_FNINIT;
+}
+
 static void set_operands(struct native *n, const struct form *f)
 {
     const ZydisDecodedInstruction *zi = f->zi;
-    const uint8_t *modrm = f->in->bytes + zi->raw.modrm.offset;
 
     n->class = class_of(f);
     n->key_mask = native_keys[n->class][0];
@@ -485,10 +502,10 @@ static void set_operands(struct native *n, const struct form *f)
         if (op_rows[f->in->op].attrs & A_ALIGN && n->mem_size >= 16)
             n->align = n->mem_size - 1;
     }
+    n->waits = uses_class(f, ZYDIS_REGCLASS_MMX) || (n->class == NC_X87 && !x87_no_wait(zi->mnemonic));
     if (!(op_rows[f->in->op].attrs & A_X87) || x87_control(zi->mnemonic) || !zi->raw.modrm.offset)
         return;
     n->x87 = zi->mnemonic == ZYDIS_MNEMONIC_FNINIT ? NX_INIT : f->mem ? NX_POINTERS | NX_MEM : NX_POINTERS;
-    n->fop = (modrm[-1] & 7) << 8 | modrm[0];
 }
 
 /* Gathers and scatters: the elements are moved one by one by in_vsib.c, which needs the registers' contents. */
@@ -498,7 +515,7 @@ static bool set_vsib(struct native *n, const struct form *f)
     const bool evex = zi->encoding == ZYDIS_INSTRUCTION_ENCODING_EVEX, scatter = f->mem == &f->ops[0];
     const ZydisDecodedOperand *data = scatter ? &f->ops[2] : &f->ops[0];
     const ZydisDecodedOperand *mask = evex ? &f->ops[1] : &f->ops[2];
-    const unsigned index_vl = ZydisRegisterGetWidth(ZYDIS_MACHINE_MODE_LONG_64, f->mem->mem.index) / 8;
+    const unsigned whole = cpu_has_feature(FEAT_AVX512F) ? 64 : 32;
     const unsigned index = ZydisRegisterGetId(f->mem->mem.index), reg = ZydisRegisterGetId(data->reg.value);
     const char *name = op_rows[f->in->op].name, *at = strstr(name, "GATHER");
     const char *kind = at ? at + 6 : strstr(name, "SCATTER") + 7; /* D or Q: the index; then the element */
@@ -509,19 +526,20 @@ static bool set_vsib(struct native *n, const struct form *f)
     v->index_size = kind[0] == 'D' ? 4 : 8;
     v->elem_size = f->mem->element_size / 8;
     v->elems = zi->avx.vector_length / 8 / (v->index_size > v->elem_size ? v->index_size : v->elem_size);
+    v->vl = zi->avx.vector_length / 8;
     v->vector_mask = !evex;
-    v->get_index = copy_vector(true, index, index_vl);
-    v->get_data = copy_vector(true, reg, data->size / 8);
-    v->put_data = copy_vector(false, reg, data->size / 8);
+    v->get_index = copy_vector(true, index, whole);
+    v->get_data = copy_vector(true, reg, whole);
+    v->put_data = scatter ? NULL : copy_vector(false, reg, whole);
     if (evex) {
         v->get_mask = copy_mask(true, ZydisRegisterGetId(mask->reg.value));
         v->put_mask = copy_mask(false, ZydisRegisterGetId(mask->reg.value));
     } else {
-        v->get_mask = copy_vector(true, ZydisRegisterGetId(mask->reg.value), mask->size / 8);
-        v->put_mask = copy_vector(false, ZydisRegisterGetId(mask->reg.value), mask->size / 8);
+        v->get_mask = copy_vector(true, ZydisRegisterGetId(mask->reg.value), whole);
+        v->put_mask = copy_vector(false, ZydisRegisterGetId(mask->reg.value), whole);
     }
     n->vsib = v;
-    return v->get_index && v->get_data && v->put_data && v->get_mask && v->put_mask;
+    return v->get_index && v->get_data && (scatter || v->put_data) && v->get_mask && v->put_mask;
 }
 
 /* MASKMOVQ, MASKMOVDQU: bytes at DS:rDI where the mask's sign bits say so. */
@@ -582,7 +600,7 @@ static bool fill(struct native *n, const struct form *f, struct code *c)
         return set_maskmov(n, f);
     if (fn != in_native)
         return true;
-    if (!set_mask(n, f))
+    if (!set_mask(n, f) || (f->mem && !n->mask && f->mem->actions & ZYDIS_OPERAND_ACTION_CONDWRITE))
         return false;
     n->run = commit(c);
     return n->run != NULL;

@@ -1,0 +1,177 @@
+/* SPDX-License-Identifier: MIT
+ * host_run.c: one instruction on the host CPU. A breakpoint's signal frame is changed into the registers wanted, with the
+ * trap flag; the step's or fault's frame holds the result. So every register, CS included, can be set and seen. */
+#include "isa.h"
+#include <asm/ldt.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <sys/mman.h>
+#include <sys/syscall.h>
+#include <unistd.h>
+
+#define G_RIP 16 /* of glibc's gregs; insn.h took the name */
+static const int greg_of[16] = { REG_RAX, REG_RCX, REG_RDX, REG_RBX, REG_RSP, REG_RBP, REG_RSI, REG_RDI,
+                                 REG_R8,  REG_R9,  REG_R10, REG_R11, REG_R12, REG_R13, REG_R14, REG_R15 };
+static uint8_t *alias; /* the arena's pages, all writable */
+
+static struct {
+    volatile enum { IDLE, ENTER, RUN } phase;
+    enum cpu_mode mode;
+    const struct regs *in;
+    struct outcome *out;
+    unsigned steps;
+    gregset_t saved;
+} job;
+
+static void put_fpu(ucontext_t *uc, const struct xsave_area *from)
+{
+    struct xsave_area *to = (struct xsave_area *)uc->uc_mcontext.fpregs;
+
+    memcpy(to, from, offsetof(struct xsave_area, reserved1)); /* bytes after it are the kernel's */
+    to->mxcsr_mask = fpu_layout()->mxcsr_mask;
+    to->xstate_bv = (to->xstate_bv & ~fpu_layout()->mask) | fpu_layout()->mask;
+    for (unsigned i = 2; i < XFEATURES; i++)
+        if (fpu_layout()->mask >> i & 1)
+            memcpy((uint8_t *)to + fpu_layout()->comp[i].offset, (const uint8_t *)from + fpu_layout()->comp[i].offset,
+                   fpu_layout()->comp[i].size);
+}
+
+static void get_fpu(const ucontext_t *uc, struct xsave_area *to)
+{
+    const struct xsave_area *from = (const struct xsave_area *)uc->uc_mcontext.fpregs;
+
+    memcpy(to, from, cpu_fpu_area_size());
+    fpu_area_init(to, fpu_layout()->mask & ~from->xstate_bv);
+}
+
+void segments_for(enum cpu_mode mode, uint16_t *cs, uint16_t *ss)
+{
+    *cs = mode == MODE_64 ? 0x33 : mode == MODE_COMPAT32 ? 0x23 : LDT_CODE16;
+    *ss = mode == MODE_COMPAT16 ? LDT_DATA16 : 0x2b;
+}
+
+static void enter(ucontext_t *uc)
+{
+    greg_t *g = uc->uc_mcontext.gregs;
+    uint16_t cs, ss;
+
+    memcpy(job.saved, g, sizeof(job.saved));
+    for (unsigned i = 0; i < 16; i++)
+        g[greg_of[i]] = job.in->gpr[i];
+    g[G_RIP] = job.in->rip;
+    g[REG_EFL] = job.in->rflags | F_TF | F_IF;
+    segments_for(job.mode, &cs, &ss);
+    g[REG_CSGSFS] = (g[REG_CSGSFS] & 0x0000ffffffff0000ll) | cs | (greg_t)ss << 48;
+    uc->uc_flags |= 6; /* UC_SIGCONTEXT_SS, UC_STRICT_RESTORE_SS: SS is taken from the frame */
+    put_fpu(uc, job.in->fpu);
+    job.phase = RUN;
+}
+
+static void leave(ucontext_t *uc)
+{
+    greg_t *g = uc->uc_mcontext.gregs;
+    struct outcome *o = job.out;
+
+    for (unsigned i = 0; i < 16; i++)
+        o->r.gpr[i] = g[greg_of[i]];
+    o->r.rip = g[G_RIP];
+    o->r.rflags = g[REG_EFL];
+    o->vector = g[REG_TRAPNO];
+    o->error = g[REG_ERR];
+    o->cr2 = g[REG_CR2];
+    get_fpu(uc, o->r.fpu);
+    memcpy(g, job.saved, sizeof(job.saved));
+    uc->uc_flags |= 6;
+    ((struct xsave_area *)uc->uc_mcontext.fpregs)->xstate_bv = 0; /* C code: everything initial */
+    ((struct xsave_area *)uc->uc_mcontext.fpregs)->mxcsr = MXCSR_INIT;
+    job.phase = IDLE;
+}
+
+static void on_signal(int sig, siginfo_t *si, void *context)
+{
+    ucontext_t *uc = context;
+
+    if (job.phase == ENTER) {
+        enter(uc);
+        return;
+    }
+    if (job.phase == RUN) {
+        if (uc->uc_mcontext.gregs[REG_TRAPNO] == VEC_DB && (uint64_t)uc->uc_mcontext.gregs[G_RIP] == job.in->rip &&
+            ++job.steps < MAX_STEPS)
+            return; /* a string instruction goes on */
+        leave(uc);
+        return;
+    }
+    if (host_fault(sig, si, uc))
+        return;
+    fprintf(stderr, "isa: signal %d at %#llx in the harness\n", sig, (long long)uc->uc_mcontext.gregs[G_RIP]);
+    signal(sig, SIG_DFL);
+}
+
+__attribute__((noinline)) static void breakpoint(void)
+{
+    __asm__ volatile("int3" ::: "memory");
+}
+
+void host_run(enum cpu_mode mode, const struct regs *in, struct outcome *out)
+{
+    const uint16_t data = mode == MODE_COMPAT16 ? LDT_DATA16 : 0x2b;
+
+    job.mode = mode;
+    job.in = in;
+    job.out = out;
+    job.steps = 0;
+    __asm__ volatile("mov %0, %%ds\n mov %0, %%es" : : "r"((uint32_t)data));
+    job.phase = ENTER;
+    breakpoint();
+    if (out->vector == VEC_DB)
+        out->vector = -1;
+    if (out->vector != VEC_PF)
+        out->cr2 = 0;
+    if (out->vector < 0)
+        out->error = 0;
+}
+
+uint8_t *host_page(unsigned pg)
+{
+    return page_mapped(pg) ? alias + pg * PAGE_SIZE : NULL;
+}
+
+static void ldt_entry(unsigned index, bool code)
+{
+    struct user_desc d = { .entry_number = index, .base_addr = ARENA, .limit = 0xffff, .contents = code ? 2 : 0,
+                           .useable = 1 };
+
+    if (syscall(SYS_modify_ldt, 1, &d, sizeof(d)))
+        perror("isa: modify_ldt");
+}
+
+/* Everything below 2 GB around the arena is reserved, so that a stray access faults. */
+void host_side_init(void)
+{
+    static const int sigs[] = { SIGSEGV, SIGBUS, SIGFPE, SIGILL, SIGTRAP };
+    struct sigaction sa = { .sa_sigaction = on_signal, .sa_flags = SA_SIGINFO | SA_NODEFER | SA_ONSTACK };
+    stack_t ss = { .ss_size = 256 << 10 };
+    const int fd = memfd_create("isa-arena", MFD_CLOEXEC);
+
+    ss.ss_sp = mmap(NULL, ss.ss_size, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
+    if (fd < 0 || ftruncate(fd, ARENA_PAGES * PAGE_SIZE) || ss.ss_sp == MAP_FAILED || sigaltstack(&ss, NULL)) {
+        perror("isa: arena");
+        exit(2);
+    }
+    alias = mmap(NULL, ARENA_PAGES * PAGE_SIZE, PROT_READ | PROT_WRITE, MAP_SHARED | MAP_POPULATE, fd, 0);
+    mmap((void *)(ARENA - (64 << 20)), 128 << 20, PROT_NONE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_FIXED_NOREPLACE, -1, 0);
+    for (unsigned pg = 0; pg < ARENA_PAGES; pg++) {
+        const int prot = pg == PG_CODE ? PROT_READ | PROT_EXEC : page_writable(pg) ? PROT_READ | PROT_WRITE : PROT_READ;
+
+        if (page_mapped(pg) && mmap((void *)(ARENA + pg * PAGE_SIZE), PAGE_SIZE, prot,
+                                    MAP_SHARED | MAP_FIXED | MAP_POPULATE, fd, pg * PAGE_SIZE) == MAP_FAILED) {
+            perror("isa: arena page");
+            exit(2);
+        }
+    }
+    for (unsigned i = 0; i < ARRAY_SIZE(sigs); i++)
+        sigaction(sigs[i], &sa, NULL);
+    ldt_entry(LDT_CODE16 >> 3, true);
+    ldt_entry(LDT_DATA16 >> 3, false);
+}

@@ -1,0 +1,83 @@
+/* SPDX-License-Identifier: MIT
+ * isa.c: every row of ops.def against the host CPU.
+ *
+ * isa [-n cases per form] [-m 64|32|16] [-r regex-free row name prefix] [-s seed] [-v] [-q rows|vec|int] */
+#include "isa.h"
+#include <stdio.h>
+#include <stdlib.h>
+#include <unistd.h>
+
+static bool wanted(const struct form *f, const char *prefix, const char *set)
+{
+    const bool vec = op_rows[f->row].attrs & (A_VEC | A_X87);
+
+    if (prefix && strncmp(op_rows[f->row].name, prefix, strlen(prefix)))
+        return false;
+    return !set || (!strcmp(set, "vec") ? vec : !vec);
+}
+
+/* Rows of the set that this mode has no case for, and why. */
+static void print_uncovered(enum cpu_mode mode, const char *prefix, const char *set)
+{
+    unsigned n = 0;
+
+    for (unsigned row = 1; row < OP_COUNT; row++) {
+        const struct form f = { .row = row };
+        const char *why = row_skipped(row, mode);
+
+        if (row_cases[row] || !wanted(&f, prefix, set))
+            continue;
+        if (!why)
+            why = op_rows[row].attrs & A_NO64 && mode == MODE_64 ? "not in 64-bit mode" : "no form decodes in this mode";
+        printf("  %-18s %s\n", op_rows[row].name, why);
+        n++;
+    }
+    printf("%u rows not covered\n", n);
+}
+
+int main(int argc, char **argv)
+{
+    const char *prefix = NULL, *set = NULL;
+    enum cpu_mode mode = MODE_64;
+    struct totals total = { 0 };
+    struct forms forms;
+    unsigned n = 200;
+    int c;
+
+    while ((c = getopt(argc, argv, "n:m:r:s:q:v")) != -1) {
+        switch (c) {
+        case 'n':
+            n = atoi(optarg);
+            break;
+        case 'm':
+            mode = atoi(optarg) == 64 ? MODE_64 : atoi(optarg) == 32 ? MODE_COMPAT32 : MODE_COMPAT16;
+            break;
+        case 'r':
+            prefix = optarg;
+            break;
+        case 's':
+            rng_state ^= strtoull(optarg, NULL, 0) * 0x9e3779b97f4a7c15ull;
+            break;
+        case 'q':
+            set = optarg;
+            break;
+        case 'v':
+            verbose++;
+            break;
+        default:
+            return 2;
+        }
+    }
+    setvbuf(stdout, NULL, _IOLBF, 0);
+    guest_side_init();
+    host_side_init();
+    guest_mode(mode);
+    forms_find(mode, &forms);
+    for (unsigned i = 0; i < forms.n; i++)
+        if (wanted(&forms.f[i], prefix, set) && !row_skipped(forms.f[i].row, mode))
+            run_form(mode, &forms.f[i], n, &total);
+    print_uncovered(mode, prefix, set);
+    printf("%u forms found, %lu cases, %lu of them faults, %lu differ\n", forms.n, total.cases, total.faults,
+           total.failures);
+    return total.failures ? 1 : 0;
+}
