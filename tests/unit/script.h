@@ -4,6 +4,7 @@
 #define TEST_SCRIPT_H
 
 #include "guest.h"
+#include <signal.h>
 #include "../../src/cpu/engine.h"
 #include "../../src/cpu/mem.h"
 #include "../../src/cpu/vmx_unit.h"
@@ -18,6 +19,8 @@ static int script_run(struct cpu *cpu)
 }
 
 static const struct engine script_engine = {.name = "script", .run = script_run};
+
+static struct sigaction host_segv; /* host.c's handler: cmocka puts its own in its place before each test */
 
 /* A two-byte instruction with register operands only. */
 static const struct insn insn2 = {.len = 2, .mem = 0xff, .base = REG_NONE, .index = REG_NONE, .bytes = {0x0f, 0x00}};
@@ -34,6 +37,8 @@ static inline int script_setup(void **state)
     if (!cpu_engine_exists("script"))
         engine_register(&script_engine);
     guest_create(&g, "script");
+    if (!host_segv.sa_handler)
+        sigaction(SIGSEGV, NULL, &host_segv);
     script = script_hlt;
     script_runs = 0;
     *state = &g;

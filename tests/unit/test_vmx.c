@@ -341,6 +341,8 @@ static const struct check checks[] = {
      "DR6_BS",
      .with = {{GUEST_INTERRUPTIBILITY_INFO, INTR_BLOCK_MOVSS}}},
     {{VMCS_LINK_POINTER, 0}, GUEST, "LINK", .qualification = 4},
+    {{GUEST_PDPTR0, 1 | 1 << 8}, GUEST, "PDPTR0", .qualification = 2, .with = {LEGACY}},
+    {{GUEST_PDPTR1, 5}, GUEST, "PDPTR1", .qualification = 2, .with = {LEGACY}},
     {{GUEST_PDPTR2, 3}, GUEST, "PDPTR2", .qualification = 2, .with = {LEGACY}},
     {{GUEST_PDPTR3, BIG | 1}, GUEST, "PDPTR3", .qualification = 2, .with = {LEGACY}},
 };
@@ -398,6 +400,56 @@ static void each_entry_check_fails_by_name(void **state)
     }
 }
 
+static void v86_state(struct guest *g)
+{
+    static const struct check legacy = {.with = {LEGACY}};
+
+    guest_vmcs_controls(g);
+    guest_vmcs_state(g);
+    apply(g, &legacy);
+    for (unsigned n = 0; n < 6; n++)
+        guest_seg(g, n, 0x1000 + n, (0x1000 + n) << 4, 0xffff, 0xf3);
+    guest_w(g, GUEST_RFLAGS, F_RESERVED | F_VM);
+}
+
+static void virtual_8086_segments_are_fixed(void **state)
+{
+    static const struct check bad[] = {
+        {{GUEST_DS_BASE, 0x10000}, GUEST, "sel << 4"}, {{GUEST_GS_LIMIT, 0xfffff}, GUEST, "0xffff"},
+        {AR(SS, 0x93), GUEST, "ar == 0xf3"},           {AR(CS, 0xfb), GUEST, "ar == 0xf3"},
+        {{GUEST_CR0, CR0_NE}, GUEST, "F_VM"},
+    };
+    struct guest *g = *state;
+
+    for (size_t i = 0; i < ARRAY_SIZE(bad); i++) {
+        v86_state(g);
+        assert_int_equal(guest_run(g), EXIT_REASON_HLT);
+        guest_w(g, bad[i].bad.field, bad[i].bad.value);
+        expect_failure(g, &bad[i], guest_enter(g));
+    }
+}
+
+/* Without EPT the PDPTEs are read from memory at CR3, an address of this process. */
+static void without_ept_pdptes_come_from_memory(void **state)
+{
+    static const struct check bad = {.expect = GUEST, .text = "PDPTR2", .qualification = 2, .with = {LEGACY}};
+    static const struct check gone = {.expect = GUEST, .text = "host_copy", .qualification = 2};
+    struct guest *g = *state;
+    uint64_t *table = (uint64_t *)(g->ram + GUEST_DATA);
+
+    apply(g, &bad);
+    guest_w(g, SECONDARY_VM_EXEC_CONTROL, 0);
+    guest_w(g, GUEST_CR3, (uint64_t)table);
+    table[3] = 0x5001;
+    assert_int_equal(guest_run(g), EXIT_REASON_HLT);
+    assert_int_equal(guest_r(g, GUEST_PDPTR3), 0x5001);
+    table[2] = 0x5001 | 1 << 5;
+    expect_failure(g, &bad, guest_enter(g)); /* memory changed, no VMWRITE: looked at all the same */
+    sigaction(SIGSEGV, &host_segv, NULL);
+    guest_w(g, GUEST_CR3, 0x1000); /* nothing is mapped there */
+    expect_failure(g, &gone, guest_enter(g));
+}
+
 int main(void)
 {
     static const struct CMUnitTest tests[] = {
@@ -405,6 +457,8 @@ int main(void)
         SCRIPT_TEST(fields_hold_their_width),
         SCRIPT_TEST(other_encodings_are_refused),
         SCRIPT_TEST(each_entry_check_fails_by_name),
+        SCRIPT_TEST(virtual_8086_segments_are_fixed),
+        SCRIPT_TEST(without_ept_pdptes_come_from_memory),
     };
 
     return cmocka_run_group_tests(tests, NULL, NULL);
