@@ -57,6 +57,7 @@ void kvm_vcpu_write_tsc_offset(struct kvm_vcpu *vcpu, uint64_t offset)
     vcpu->arch.tsc_offset = offset;
     kvm_x86_ops->write_tsc_offset(vcpu, offset);
     kvm_make_request(KVM_REQ_CLOCK_UPDATE, vcpu);
+    kvm_lapic_tsc_changed(vcpu);
 }
 
 /* A frequency within 250 ppm of the host's is the host's (as in Linux): no scaling then. */
@@ -78,6 +79,7 @@ int kvm_set_tsc_khz(struct kvm_vcpu *vcpu, uint64_t khz)
     vcpu->arch.tsc_khz = khz;
     kvm_x86_ops->write_tsc_multiplier(vcpu, vcpu->arch.tsc_multiplier);
     kvm_make_request(KVM_REQ_CLOCK_UPDATE, vcpu);
+    kvm_lapic_tsc_changed(vcpu);
     return 0;
 }
 

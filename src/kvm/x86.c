@@ -56,7 +56,7 @@ int kvm_arch_vcpu_create(struct kvm_vcpu *vcpu)
     if (!vcpu->arch.cpu)
         return -ENOMEM;
     vcpu->arch.mp_state =
-        !vcpu->kvm->arch.irqchip_kernel || vcpu_is_bsp(vcpu) ? KVM_MP_STATE_RUNNABLE : KVM_MP_STATE_UNINITIALIZED;
+        !kvm_arch_can_set_irq(vcpu->kvm) || vcpu_is_bsp(vcpu) ? KVM_MP_STATE_RUNNABLE : KVM_MP_STATE_UNINITIALIZED;
     if (!vcpu->arch.maxphyaddr)
         vcpu->arch.maxphyaddr = 36; /* as a processor without leaf 0x80000008 */
     vcpu->arch.apic_base =
