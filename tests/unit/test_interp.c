@@ -2,6 +2,7 @@
  * test_interp.c: code that changes (by the guest, by others, under the running block), code over page ends, eviction,
  * and partly done instructions. */
 #include "guest.h"
+#include <pthread.h>
 #include <stdio.h>
 #include "../../src/cpu/code.h"
 
@@ -258,6 +259,73 @@ static void branches_check_their_target(void **state)
     assert_int_equal(guest_r(g, GUEST_RSP), GUEST_STACK);
 }
 
+/* ---- two vCPUs: one rewrites a function that both call ---- */
+/* writer: rcx = 1 ... rsi stored into the immediate, the function called after each store */
+ASM(writer, "mov $1, %ecx; 1: mov %ecx, (%rdi); call *%rbx; cmp %ecx, %eax; jne 2f; inc %ecx; cmp %esi, %ecx; jbe 1b;"
+            "2: vmcall");
+/* reader: until it returns rsi; it never goes back */
+ASM(reader, "xor %edx, %edx; 1: call *%rbx; cmp %edx, %eax; jb 2f; mov %eax, %edx; inc %rbp; cmp %esi, %eax; jne 1b;"
+            "2: vmcall");
+ASM(patched, ".byte 0x0f, 0x1f, 0; mov $0, %eax; ret"); /* the immediate is aligned: stores are atomic */
+
+static void second_cpu(struct guest *g, struct guest *first)
+{
+    uint64_t basic = 0;
+
+    *g = *first;
+    g->launched = false;
+    g->pages = aligned_alloc(4096, sizeof(*g->pages));
+    assert_non_null(g->pages);
+    memset(g->pages, 0, sizeof(*g->pages));
+    g->cpu = cpu_create(g->domain, 1, "interp");
+    assert_non_null(g->cpu);
+    assert_int_equal(cpu_rdmsr(MSR_IA32_VMX_BASIC, &basic), 0);
+    *(uint32_t *)g->pages->vmxon = *(uint32_t *)g->pages->vmcs = basic & 0x7fffffff;
+    assert_int_equal(cpu_vmxon(g->cpu, (hpa_t)g->pages->vmxon), VMX_OK);
+    assert_int_equal(cpu_vmclear(g->cpu, (hpa_t)g->pages->vmcs), VMX_OK);
+    assert_int_equal(cpu_vmptrld(g->cpu, (hpa_t)g->pages->vmcs), VMX_OK);
+    guest_ept(g);
+    guest_vmcs_controls(g);
+    guest_vmcs_host(g);
+    guest_vmcs_state(g);
+}
+
+static void *run_thread(void *guest)
+{
+    struct guest *g = guest;
+
+    return (void *)(uintptr_t)guest_enter(g);
+}
+
+static void a_vcpu_sees_what_another_writes_into_code(void **state)
+{
+    const uint64_t n = 3000, at = GUEST_DATA, stack2 = GUEST_STACK + 0x40000;
+    struct guest *g = *state, g2;
+    pthread_t thread;
+
+    second_cpu(&g2, g);
+    PUT(g, GUEST_CODE, writer);
+    PUT(g, GUEST_CODE + 0x1000, reader);
+    PUT(g, at, patched);
+    for (struct guest *i = g;; i = &g2) {
+        *guest_gpr(i, R_RBX) = at;
+        *guest_gpr(i, R_RDI) = at + 4;
+        *guest_gpr(i, R_RSI) = n;
+        if (i == &g2)
+            break;
+    }
+    guest_w(&g2, GUEST_RIP, GUEST_CODE + 0x1000);
+    guest_w(&g2, GUEST_RSP, stack2);
+    assert_int_equal(pthread_create(&thread, NULL, run_thread, &g2), 0);
+    run_to_vmcall(g, GUEST_CODE);
+    pthread_join(thread, NULL);
+    assert_int_equal(*guest_gpr(g, R_RCX), n + 1); /* each of its own stores was seen at once */
+    assert_int_equal(guest_r(&g2, VM_EXIT_REASON), EXIT_REASON_VMCALL);
+    assert_int_equal(*guest_gpr(&g2, R_RAX), n);
+    cpu_destroy(g2.cpu);
+    free(g2.pages);
+}
+
 #define TEST(f) cmocka_unit_test_setup_teardown(f, setup, teardown)
 
 int main(void)
@@ -272,6 +340,7 @@ int main(void)
         TEST(partly_done_instructions_are_exact),
         TEST(what_is_no_instruction_faults),
         TEST(branches_check_their_target),
+        TEST(a_vcpu_sees_what_another_writes_into_code),
     };
 
     return cmocka_run_group_tests(tests, NULL, NULL);
