@@ -182,7 +182,12 @@ static long vcpu_set_mp_state(struct ioctl_call *c)
     default:
         return because(-EINVAL, "no such state %u", state);
     }
-    c->vcpu->arch.mp_state = (int)state;
+    if (state == KVM_MP_STATE_SIPI_RECEIVED) { /* INIT was taken, the SIPI is taken by the next KVM_RUN */
+        c->vcpu->arch.mp_state = KVM_MP_STATE_INIT_RECEIVED;
+        kvm_apic_set_events(c->vcpu, false, true, kvm_apic_sipi_vector(c->vcpu));
+    } else {
+        c->vcpu->arch.mp_state = (int)state;
+    }
     kvm_make_request(KVM_REQ_EVENT, c->vcpu);
     return 0;
 }

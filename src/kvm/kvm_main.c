@@ -64,7 +64,8 @@ int kvm_init(void)
     }
     kvm_trace_return();
     if (r)
-        kvm_trace(TRACE_INIT, "kvm_init: %s failed: %s", init_steps[i - 1].name, strerror(-r));
+        fprintf(stderr, "anykvm: kvm_init: %s: %s%s\n", init_steps[i - 1].name, strerror(-r),
+                kvm_params.ept && kvm_params.unrestricted_guest ? "" : " (ept=0, unrestricted_guest=0: not there yet)");
     return r;
 }
 
@@ -79,6 +80,15 @@ void kvm_get_kvm(struct kvm *kvm)
     atomic_fetch_add(&kvm->users, 1);
 }
 
+static void vcpu_free(struct kvm_vcpu *vcpu)
+{
+    kvm_stat_vcpu_gone(vcpu);
+    munmap(vcpu->run, vcpu->run_size);
+    pthread_mutex_destroy(&vcpu->mutex);
+    free(vcpu->arch.cpuid);
+    free(vcpu);
+}
+
 static void destroy_vcpus(struct kvm *kvm)
 {
     int i;
@@ -88,11 +98,8 @@ static void destroy_vcpus(struct kvm *kvm)
 
         kvm->vcpus[i] = NULL;
         kvm_stat_sync(vcpu);
-        kvm_stat_vcpu_gone(vcpu);
         kvm_arch_vcpu_destroy(vcpu);
-        munmap(vcpu->run, vcpu->run_size);
-        pthread_mutex_destroy(&vcpu->mutex);
-        free(vcpu);
+        vcpu_free(vcpu);
     }
     atomic_store(&kvm->online_vcpus, 0);
 }
@@ -345,9 +352,7 @@ static int create_vcpu(struct kvm *kvm, uint32_t id)
             kvm_arch_vcpu_destroy(vcpu);
     }
     if (r < 0) {
-        kvm_stat_vcpu_gone(vcpu);
-        munmap(vcpu->run, vcpu->run_size);
-        free(vcpu);
+        vcpu_free(vcpu);
         close(fd);
     }
     return r;

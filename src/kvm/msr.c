@@ -28,8 +28,7 @@ enum {
     LISTED = 1,    /* in KVM_GET_MSR_INDEX_LIST: state that a migration carries */
     READ_ONLY = 2, /* #GP on a guest's write */
     IGNORED = 4,   /* a write has no effect */
-    HOST_SET = 8,  /* only the client may write; with IGNORED a guest's write has no effect */
-    HOST_ONLY = 16
+    HOST_SET = 8   /* only the client may write; with IGNORED a guest's write has no effect */
 };
 
 /* ---- TSC ---- */
@@ -442,14 +441,12 @@ static const struct msr_row rows[] = {
     KEPT_SET(0x1b, apic_base, 0, set_apic_base),                      /* IA32_APIC_BASE */
     CONST(0x2a, 0x2a, 0, IGNORED),                                    /* EBL_CR_POWERON */
     CONST(0x2c, 0x2c, 1 << 24, READ_ONLY),                            /* EBC_FREQUENCY_ID */
-    CONST(0x34, 0x34, 0, LISTED | READ_ONLY),                         /* SMI_COUNT: there are none */
     KEPT_SET(0x3a, feature_control, LISTED, set_feature_control),     /* IA32_FEATURE_CONTROL */
     KEPT_SET(0x3b, tsc_adjust, LISTED, set_tsc_adjust),               /* IA32_TSC_ADJUST */
     BY(0x48, 0x48, LISTED, get_spec_ctrl, set_spec_ctrl),             /* IA32_SPEC_CTRL */
     BY(0x49, 0x49, 0, NULL, set_pred_cmd),                            /* IA32_PRED_CMD: write only */
     CONST(0x79, 0x79, 0, IGNORED),                                    /* IA32_BIOS_UPDT_TRIG */
     KEPT(0x8b, microcode, ALL, LISTED | HOST_SET | IGNORED),          /* IA32_BIOS_SIGN_ID, AMD PATCH_LEVEL */
-    KEPT(0x9e, smbase, 0xffffffff, LISTED | HOST_ONLY),               /* IA32_SMBASE */
     CONST(0xc1, 0xc2, 0, IGNORED),                                    /* PERFCTR0-1: no performance counters */
     CONST(0xcd, 0xcd, 3, READ_ONLY),                                  /* FSB_FREQ */
     KEPT_GET(0xce, platform_info, ALL, LISTED | HOST_SET, get_platform_info), /* MSR_PLATFORM_INFO */
@@ -524,8 +521,6 @@ static uint64_t *field_of(struct kvm_vcpu *vcpu, const struct msr_row *row, uint
 
 static int read_row(struct kvm_vcpu *vcpu, const struct msr_row *row, struct msr_access *m)
 {
-    if ((row->flags & HOST_ONLY) && !m->host)
-        return 1;
     if (row->get)
         return row->get(vcpu, m);
     if (row->field != NO_FIELD)
@@ -541,8 +536,6 @@ static int write_row(struct kvm_vcpu *vcpu, const struct msr_row *row, const str
 {
     const uint64_t changed = m->data & ~row->writable;
 
-    if ((row->flags & HOST_ONLY) && !m->host)
-        return 1;
     if ((row->flags & HOST_SET) && !m->host)
         return !(row->flags & IGNORED);
     if (row->flags & READ_ONLY) { /* a client may put back what it read */
@@ -759,7 +752,6 @@ void kvm_msr_vcpu_init(struct kvm_vcpu *vcpu)
     a->maxphyaddr = 36;
     a->mcg_cap = KVM_MAX_MCE_BANKS;
     a->ia32_misc_enable = MISC_ENABLE_PEBS_UNAVAIL | MISC_ENABLE_BTS_UNAVAIL;
-    a->smbase = 0x30000;
     a->poll_control = 1;
     a->amd_hwcr = host_is_amd() ? HWCR_TSC_FREQ_SEL : 0; /* the TSC counts at its nominal frequency */
     kvm_get_msr_feature(0x8b, &a->microcode);

@@ -434,7 +434,8 @@ long vcpu_get_events(struct ioctl_call *c)
     e->nmi.injected = a->nmi_injected;
     e->nmi.pending = a->nmi_pending || atomic_load(&a->nmi_queued);
     e->nmi.masked = ops->get_nmi_mask(c->vcpu);
-    e->flags = KVM_VCPUEVENT_VALID_NMI_PENDING | KVM_VCPUEVENT_VALID_SHADOW;
+    e->smi.latched_init = kvm_apic_init_pending(c->vcpu);
+    e->flags = KVM_VCPUEVENT_VALID_NMI_PENDING | KVM_VCPUEVENT_VALID_SHADOW | KVM_VCPUEVENT_VALID_SMM;
     if (payloads)
         e->flags |= KVM_VCPUEVENT_VALID_PAYLOAD;
     if (c->kvm->arch.triple_fault_event) {
@@ -466,11 +467,21 @@ static int check_events(struct kvm *kvm, struct kvm_vcpu_events *e)
     }
     if ((e->exception.injected || e->exception.pending) && (e->exception.nr > 31 || e->exception.nr == VEC_NMI))
         return because(-EINVAL, "exception %u", e->exception.nr);
-    if ((e->flags & KVM_VCPUEVENT_VALID_SMM) && (e->smi.smm || e->smi.pending || e->smi.latched_init))
+    if ((e->flags & KVM_VCPUEVENT_VALID_SMM) && (e->smi.smm || e->smi.pending))
         return because(-EINVAL, "there is no system management mode");
     if ((e->flags & KVM_VCPUEVENT_VALID_TRIPLE_FAULT) && !kvm->arch.triple_fault_event)
         return because(-EINVAL, "KVM_CAP_X86_TRIPLE_FAULT_EVENT is not enabled");
     return 0;
+}
+
+/* A latched INIT comes with the state of system management mode, for that is what latches it. */
+static void put_init_sipi(struct kvm_vcpu *vcpu, const struct kvm_vcpu_events *e)
+{
+    const bool init_now = kvm_apic_init_pending(vcpu), sipi = kvm_apic_pending_init_sipi(vcpu) && !init_now;
+    const bool init = e->flags & KVM_VCPUEVENT_VALID_SMM ? e->smi.latched_init : init_now;
+
+    kvm_apic_set_events(vcpu, init, sipi,
+                        e->flags & KVM_VCPUEVENT_VALID_SIPI_VECTOR ? (uint8_t)e->sipi_vector : kvm_apic_sipi_vector(vcpu));
 }
 
 long vcpu_set_events(struct ioctl_call *c)
@@ -499,6 +510,8 @@ long vcpu_set_events(struct ioctl_call *c)
             kvm_make_request(KVM_REQ_NMI, c->vcpu);
     }
     ops->set_nmi_mask(c->vcpu, e->nmi.masked);
+    if (a->apic && (e->flags & (KVM_VCPUEVENT_VALID_SMM | KVM_VCPUEVENT_VALID_SIPI_VECTOR)))
+        put_init_sipi(c->vcpu, e);
     if (e->flags & KVM_VCPUEVENT_VALID_TRIPLE_FAULT) {
         if (e->triple_fault.pending)
             kvm_make_request(KVM_REQ_TRIPLE_FAULT, c->vcpu);
