@@ -84,6 +84,8 @@ void kvm_arch_vcpu_destroy(struct kvm_vcpu *vcpu)
     kvm_x86_ops->vcpu_free(vcpu);
     cpu_destroy(vcpu->arch.cpu);
     vcpu->arch.cpu = NULL;
+    free(vcpu->arch.cpuid);
+    vcpu->arch.cpuid = NULL;
 }
 
 /* ---- what lapic.c asks ---- */

@@ -1,6 +1,6 @@
 /* SPDX-License-Identifier: MIT
  * vm.h: small virtual machines for the API programs of tests/kvm and bench: only <linux/kvm.h> and anykvm.h. With
- * ANYKVM_TEST_DEV=1 the same programs run on the host's /dev/kvm, which is then the judge. */
+ * KVM_TEST_REAL=1 the same programs run on the host's /dev/kvm, which is then the judge. */
 #ifndef TESTS_KVM_VM_H
 #define TESTS_KVM_VM_H
 
@@ -36,7 +36,7 @@ struct vm {
 
 static inline int vm_on_host(void)
 {
-    return getenv("ANYKVM_TEST_DEV") != NULL;
+    return getenv("KVM_TEST_REAL") != NULL;
 }
 
 #define vm_ioctl(fd, request, arg) \
