@@ -208,6 +208,25 @@ static bool row_allows(const struct insn *in)
     return !(in->pfx & PFX_LOCK) || ((row->attrs & A_LOCKABLE) && in->mem == 0);
 }
 
+/* Encodings that Zydis knows under the names of rows but no x86 server processor has: Knights Corner's VEX forms of POPCNT
+ * and its kin, and the prefetches of 0F 0D with a register. */
+static bool never_offered(const ZydisDecodedInstruction *zi)
+{
+    if (zi->opcode_map == ZYDIS_OPCODE_MAP_0F && zi->opcode == 0x0d && zi->raw.modrm.mod == 3)
+        return true;
+    switch (zi->meta.isa_set) {
+    case ZYDIS_ISA_SET_KNCE:
+    case ZYDIS_ISA_SET_KNCJKBR:
+    case ZYDIS_ISA_SET_KNCSTREAM:
+    case ZYDIS_ISA_SET_KNCV:
+    case ZYDIS_ISA_SET_KNC_MISC:
+    case ZYDIS_ISA_SET_KNC_PF_HINT:
+        return true;
+    default:
+        return false;
+    }
+}
+
 int insn_decode(const uint8_t *bytes, unsigned n, enum cpu_mode mode, struct insn *in)
 {
     static pthread_once_t once = PTHREAD_ONCE_INIT;
@@ -249,7 +268,7 @@ int insn_decode(const uint8_t *bytes, unsigned n, enum cpu_mode mode, struct ins
     }
     if (in->mem == 0xff)
         set_hidden_memory(in, ops, in->nops, zi.operand_count);
-    if (!row_allows(in))
+    if (!row_allows(in) || never_offered(&zi))
         return undefined(in, in_ud);
     in_select(in);
     return 0;

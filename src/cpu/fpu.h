@@ -103,16 +103,11 @@ struct native_vsib {
 
 /* #UD and #NM by CR0, CR4 and XCR0. CPU_OK or CPU_FAULT. */
 int native_allowed(struct cpu *, enum native_class);
+/* #GP where the linear address has bits of mask set, after the segment's own violation. CPU_OK or CPU_FAULT. */
+int native_check_aligned(struct cpu *, enum seg_reg, gva_t ea, unsigned mask, unsigned size, unsigned acc);
 /* A copy's result as a status. */
 int native_raise(struct cpu *, int result);
 bool native_owns(uint64_t host_rip); /* native_encode.c */
-/* Linear address for alignment checks. */
-static inline gva_t fpu_linear(const struct cpu *cpu, enum seg_reg seg, gva_t ea)
-{
-    if (cpu->s.mode == MODE_64)
-        return seg == SEG_FS || seg == SEG_GS ? ea + cpu->s.seg[seg].base : ea;
-    return seg == SEG_NONE ? ea : (uint32_t)(ea + cpu->s.seg[seg].base);
-}
 static inline void fpu_done(struct cpu *cpu)
 {
 #ifdef ANYKVM_FPU_EAGER

@@ -84,19 +84,19 @@ static void pointers_in(struct cpu *cpu, const struct insn *in, const struct xsa
     fpu_show_pointers(f);
 }
 
-static int fx_begin(struct cpu *cpu, const struct insn *in, gva_t *ea)
+static int fx_begin(struct cpu *cpu, const struct insn *in, unsigned acc, gva_t *ea)
 {
     if (cpu->s.cr0 & (CR0_EM | CR0_TS))
         return cpu_raise(cpu, VEC_NM);
     *ea = insn_ea(cpu, in);
-    return fpu_linear(cpu, in->seg, *ea) & 15 ? bad(cpu) : CPU_OK;
+    return native_check_aligned(cpu, in->seg, *ea, 15, 512, acc);
 }
 
 int in_fxsave(struct cpu *cpu, const struct insn *in)
 {
     struct xsave_area image;
     gva_t ea;
-    int st = fx_begin(cpu, in, &ea);
+    int st = fx_begin(cpu, in, ACC_WRITE, &ea);
 
     if (st || (st = mem_probe(cpu, in->seg, ea, 512, ACC_WRITE)))
         return st;
@@ -111,7 +111,7 @@ int in_fxrstor(struct cpu *cpu, const struct insn *in)
 {
     struct xsave_area image, *a;
     gva_t ea;
-    int st = fx_begin(cpu, in, &ea);
+    int st = fx_begin(cpu, in, ACC_READ, &ea);
 
     if (st || (st = read_block(cpu, in->seg, ea, &image, 512)))
         return st;
@@ -133,7 +133,7 @@ int in_fxrstor(struct cpu *cpu, const struct insn *in)
 #define XSAVE_HEADER  512u
 #define XCOMP_COMPACT (1ull << 63)
 
-static int xsave_begin(struct cpu *cpu, const struct insn *in, gva_t *ea, uint64_t *rfbm)
+static int xsave_begin(struct cpu *cpu, const struct insn *in, unsigned acc, gva_t *ea, uint64_t *rfbm)
 {
     const struct cpu_state *s = &cpu->s;
 
@@ -143,7 +143,7 @@ static int xsave_begin(struct cpu *cpu, const struct insn *in, gva_t *ea, uint64
         return cpu_raise(cpu, VEC_NM);
     *ea = insn_ea(cpu, in);
     *rfbm = ((uint64_t)(uint32_t)s->gpr[R_RDX] << 32 | (uint32_t)s->gpr[R_RAX]) & s->xcr0;
-    return fpu_linear(cpu, in->seg, *ea) & 63 ? bad(cpu) : CPU_OK;
+    return native_check_aligned(cpu, in->seg, *ea, 63, sizeof(struct xsave_area), acc);
 }
 
 /* Where component i lies in an area with these components, and how much of it exists in this mode. */
@@ -230,7 +230,7 @@ int in_xsave(struct cpu *cpu, const struct insn *in)
     struct xsave x = { .compact = in->op == OP_XSAVEC || in->op == OP_XSAVEC64 };
     struct xsave_area *a;
     uint64_t old_bv = 0;
-    int st = xsave_begin(cpu, in, &x.ea, &x.rfbm);
+    int st = xsave_begin(cpu, in, ACC_WRITE, &x.ea, &x.rfbm);
 
     if (st)
         return st;
@@ -310,7 +310,7 @@ int in_xrstor(struct cpu *cpu, const struct insn *in)
     uint64_t rfbm, compacted;
     bool compact;
     gva_t ea;
-    int st = xsave_begin(cpu, in, &ea, &rfbm);
+    int st = xsave_begin(cpu, in, ACC_READ, &ea, &rfbm);
 
     if (st || (st = read_block(cpu, in->seg, ea, &image, sizeof(image))))
         return st;
@@ -318,7 +318,7 @@ int in_xrstor(struct cpu *cpu, const struct insn *in)
     compacted = compact ? image.xcomp_bv & ~XCOMP_COMPACT : 0;
     if (!header_valid(cpu, &image, compact))
         return bad(cpu);
-    st = mem_probe(cpu, in->seg, ea, area_end(cpu, compact ? rfbm & compacted : rfbm, compacted), ACC_READ);
+    st = mem_probe(cpu, in->seg, ea, area_end(cpu, rfbm & image.xstate_bv, compacted), ACC_READ);
     if (st)
         return st;
     if ((compact ? rfbm & image.xstate_bv & XFEATURE_SSE : rfbm & (XFEATURE_SSE | XFEATURE_AVX)) &&

@@ -168,8 +168,8 @@ int in_movdir64b(struct cpu *cpu, const struct insn *in)
     int st;
 
     st = mem_read(cpu, in->seg, insn_ea(cpu, in), buf, sizeof(buf), ACC_READ);
-    if (!st && fpu_linear(cpu, SEG_ES, dst) & 63)
-        return cpu_raise_err(cpu, VEC_GP, 0);
+    if (!st)
+        st = native_check_aligned(cpu, SEG_ES, dst, 63, 64, ACC_WRITE);
     return st ? st : mem_write(cpu, SEG_ES, dst, buf, sizeof(buf), ACC_WRITE);
 }
 

@@ -45,6 +45,14 @@ int native_allowed(struct cpu *cpu, enum native_class class)
     return ts ? cpu_raise(cpu, VEC_NM) : CPU_OK;
 }
 
+int native_check_aligned(struct cpu *cpu, enum seg_reg seg, gva_t ea, unsigned mask, unsigned size, unsigned acc)
+{
+    gva_t gva;
+    int st = seg_linear_slow(cpu, seg, ea, size, acc, &gva);
+
+    return st || !(gva & mask) ? st : cpu_raise_err(cpu, VEC_GP, 0);
+}
+
 int native_raise(struct cpu *cpu, int result)
 {
     switch (result) {
@@ -190,7 +198,7 @@ static int without_host_page(struct cpu *cpu, const struct native *n, const stru
                              unsigned first, unsigned end)
 {
     struct rmw m = { .seg = in->seg };
-    uint8_t *data = m.buf + (fpu_linear(cpu, in->seg, ea) & 63);
+    uint8_t *data = m.buf + (ea + (in->seg < SEG_NONE ? cpu->s.seg[in->seg].base : 0)) % 64;
     int st = n->acc & ACC_READ ? mem_read(cpu, in->seg, ea + first, data + first, end - first, n->acc) : CPU_OK, r;
 
     if (st)
@@ -216,21 +224,23 @@ static bool misaligned_allowed(struct cpu *cpu, const struct native *n)
 
 static int misaligned(struct cpu *cpu, const struct native *n, const struct insn *in, gva_t ea)
 {
-    if (n->align && fpu_linear(cpu, in->seg, ea) & n->align && !misaligned_allowed(cpu, n))
-        return cpu_raise_err(cpu, VEC_GP, 0);
-    return CPU_OK;
+    const gva_t gva = cpu->s.mode != MODE_64 || in->seg == SEG_FS || in->seg == SEG_GS ? ea + cpu->s.seg[in->seg].base : ea;
+
+    if (likely(!(gva & n->align)) || misaligned_allowed(cpu, n))
+        return CPU_OK;
+    return cpu_raise_err(cpu, VEC_GP, 0); /* before the segment's checks, on the host */
 }
 
 /* Active elements on two pages: a fault on the second one names the first active element there. */
 static int probe_second_page(struct cpu *cpu, const struct native *n, const struct insn *in, gva_t ea, uint64_t live,
                              unsigned first, unsigned end)
 {
-    const gva_t gva = fpu_linear(cpu, in->seg, ea);
-    const unsigned room = PAGE_SIZE - (gva & ~PAGE_MASK); /* of the operand on its first page */
-    int st;
+    gva_t gva;
+    int st = seg_linear_slow(cpu, in->seg, ea + first, end - first, n->acc, &gva);
+    const unsigned room = PAGE_SIZE - ((gva - first) & ~PAGE_MASK); /* of the operand on its first page */
 
-    if (first >= room || end <= room)
-        return CPU_OK;
+    if (st || first >= room || end <= room)
+        return st;
     st = mem_probe(cpu, in->seg, ea + first, room - first, n->acc);
     for (unsigned i = room / n->elem_size; i < n->elems && !st; i++)
         if (live >> i & 1) {

@@ -82,6 +82,17 @@ uint64_t form_signature(const struct decoded *d)
     return h;
 }
 
+/* What "a form and operand size" means for the number of cases: masking, broadcast and rounding share it. */
+static uint64_t form_group(const struct decoded *d, unsigned row)
+{
+    uint64_t h = mix(2, row | d->zi.operand_width << 16 | (uint64_t)d->zi.avx.vector_length << 32);
+
+    for (unsigned i = 0; i < d->zi.operand_count_visible; i++)
+        if (d->ops[i].encoding != ZYDIS_OPERAND_ENCODING_MASK)
+            h = mix(h, d->ops[i].type);
+    return h;
+}
+
 static unsigned row_for(const struct decoded *d)
 {
     unsigned m = d->zi.mnemonic;
@@ -120,7 +131,7 @@ static void add(const uint8_t *bytes, unsigned n)
     if (finder.out->n % 256 == 0)
         finder.out->f = realloc(finder.out->f, (finder.out->n + 256) * sizeof(*f));
     f = &finder.out->f[finder.out->n++];
-    *f = (struct form){ .row = row, .mnemonic = d.zi.mnemonic, .signature = s, .len = n };
+    *f = (struct form){ .row = row, .mnemonic = d.zi.mnemonic, .signature = s, .group = form_group(&d, row), .len = n };
     memcpy(f->bytes, bytes, 15);
 }
 
@@ -262,7 +273,8 @@ bool form_vary(enum cpu_mode mode, const struct form *f, uint8_t bytes[15], stru
 {
     for (unsigned i = 0; i < 24; i++) {
         vary_bytes(mode, f, bytes);
-        if (form_decode(mode, bytes, d) && form_signature(d) == f->signature)
+        if (form_decode(mode, bytes, d) && form_signature(d) == f->signature &&
+            !(d->zi.attributes & ZYDIS_ATTRIB_HAS_SEGMENT_FS)) /* FS: libc's */
             return true;
     }
     memcpy(bytes, f->bytes, 15);
@@ -295,5 +307,23 @@ const char *row_skipped(unsigned row, enum cpu_mode mode)
     for (unsigned i = 0; i < ARRAY_SIZE(skips); i++)
         if (strstr(skips[i].names, name))
             return skips[i].why;
+    return NULL;
+}
+
+const char *form_skipped(enum cpu_mode mode, const struct form *f)
+{
+    struct decoded d;
+
+    if (!form_decode(mode, f->bytes, &d) || d.zi.meta.branch_type == ZYDIS_BRANCH_TYPE_FAR)
+        return "the host's descriptor tables";
+    for (unsigned i = 0; i < d.zi.operand_count_visible; i++) {
+        const ZydisRegisterClass c =
+            d.ops[i].type == ZYDIS_OPERAND_TYPE_REGISTER ? ZydisRegisterGetClass(d.ops[i].reg.value) : 0;
+
+        if (c == ZYDIS_REGCLASS_SEGMENT && d.ops[i].actions & ZYDIS_OPERAND_ACTION_MASK_WRITE)
+            return "the host's descriptor tables";
+        if (c == ZYDIS_REGCLASS_CONTROL || c == ZYDIS_REGCLASS_DEBUG)
+            return "privileged";
+    }
     return NULL;
 }

@@ -12,6 +12,7 @@
 #define G_RIP 16 /* of glibc's gregs; insn.h took the name */
 static const int greg_of[16] = { REG_RAX, REG_RCX, REG_RDX, REG_RBX, REG_RSP, REG_RBP, REG_RSI, REG_RDI,
                                  REG_R8,  REG_R9,  REG_R10, REG_R11, REG_R12, REG_R13, REG_R14, REG_R15 };
+bool host_repeats;
 static uint8_t *alias; /* the arena's pages, all writable */
 
 static struct {
@@ -96,7 +97,7 @@ static void on_signal(int sig, siginfo_t *si, void *context)
         return;
     }
     if (job.phase == RUN) {
-        if (uc->uc_mcontext.gregs[REG_TRAPNO] == VEC_DB && (uint64_t)uc->uc_mcontext.gregs[G_RIP] == job.in->rip &&
+        if (host_repeats && uc->uc_mcontext.gregs[REG_TRAPNO] == VEC_DB && (uint64_t)uc->uc_mcontext.gregs[G_RIP] == job.in->rip &&
             ++job.steps < MAX_STEPS)
             return; /* a string instruction goes on */
         leave(uc);

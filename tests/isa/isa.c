@@ -35,6 +35,31 @@ static void print_uncovered(enum cpu_mode mode, const char *prefix, const char *
     printf("%u rows not covered\n", n);
 }
 
+/* n cases for each group of forms, but at least LEAST for each form. */
+#define LEAST 8u
+static unsigned cases_of(const struct forms *forms, unsigned i, unsigned n)
+{
+    enum { SLOTS = 1 << 16 };
+    static struct {
+        uint64_t group;
+        unsigned forms;
+    } table[SLOTS];
+    static bool counted;
+    unsigned at;
+
+    for (unsigned j = 0; !counted && j < forms->n; j++) {
+        for (at = forms->f[j].group % SLOTS; table[at].forms && table[at].group != forms->f[j].group;)
+            at = (at + 1) % SLOTS;
+        table[at].group = forms->f[j].group;
+        table[at].forms++;
+    }
+    counted = true;
+    for (at = forms->f[i].group % SLOTS; table[at].group != forms->f[i].group;)
+        at = (at + 1) % SLOTS;
+    n = (n + table[at].forms - 1) / table[at].forms;
+    return n < LEAST ? LEAST : n;
+}
+
 int main(int argc, char **argv)
 {
     const char *prefix = NULL, *set = NULL;
@@ -74,8 +99,8 @@ int main(int argc, char **argv)
     guest_mode(mode);
     forms_find(mode, &forms);
     for (unsigned i = 0; i < forms.n; i++)
-        if (wanted(&forms.f[i], prefix, set) && !row_skipped(forms.f[i].row, mode))
-            run_form(mode, &forms.f[i], n, &total);
+        if (wanted(&forms.f[i], prefix, set) && !row_skipped(forms.f[i].row, mode) && !form_skipped(mode, &forms.f[i]))
+            run_form(mode, &forms.f[i], cases_of(&forms, i, n), &total);
     print_uncovered(mode, prefix, set);
     printf("%u forms found, %lu cases, %lu of them faults, %lu differ\n", forms.n, total.cases, total.faults,
            total.failures);

@@ -46,6 +46,7 @@ struct outcome {
 
 /* ---- the two sides ---- */
 void host_side_init(void);
+extern bool host_repeats; /* RIP that stays means: not done yet */
 uint8_t *host_page(unsigned pg); /* writable whatever the instruction may do with the page; NULL if not mapped */
 /* Registers in, one instruction (all steps of a string instruction), registers out. */
 void host_run(enum cpu_mode, const struct regs *in, struct outcome *out);
@@ -83,6 +84,7 @@ struct form {
     uint16_t row;       /* enum op */
     uint16_t mnemonic;
     uint64_t signature;
+    uint64_t group;     /* row, length and operand kinds: forms of a group share the number of cases */
     uint8_t len;        /* of the pattern up to ModRM, with room for operand bytes after it */
     uint8_t bytes[15];
 };
@@ -99,6 +101,7 @@ bool form_decode(enum cpu_mode, const uint8_t *bytes, struct decoded *);
 uint64_t form_signature(const struct decoded *);
 /* Another encoding of the same form: other registers, addressing, immediates. False: none found, bytes is the pattern. */
 bool form_vary(enum cpu_mode, const struct form *, uint8_t bytes[15], struct decoded *);
+const char *form_skipped(enum cpu_mode, const struct form *); /* the same for one form */
 const char *row_skipped(unsigned row, enum cpu_mode); /* why a row cannot be compared, or NULL */
 
 /* ---- cases ---- */
