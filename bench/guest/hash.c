@@ -30,7 +30,7 @@ static void make_k256(void)
         while (high - low > 1) {
             const unsigned __int128 m = (low + high) / 2;
 
-            if (m * m / 4294967296u * m < (unsigned __int128)n << 64)
+            if (m * m * m <= (unsigned __int128)n << 96)
                 low = m;
             else
                 high = m;
