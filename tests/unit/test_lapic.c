@@ -268,6 +268,10 @@ static void init_and_sipi(void **state)
     assert_int_equal(ap->arch.mp_state, KVM_MP_STATE_RUNNABLE);
     assert_int_equal(ap->arch.smbase, 0x9a000);
     assert_false(kvm_apic_pending_init_sipi(ap));
+    apic_ipi(kvm->vcpus[0], 1, APIC_DM_STARTUP | 0x9b); /* a SIPI that an INIT overtakes */
+    apic_ipi(kvm->vcpus[0], 1, APIC_DM_INIT | ASSERT_);
+    kvm_apic_accept_events(ap);
+    assert_int_equal(ap->arch.mp_state, KVM_MP_STATE_INIT_RECEIVED);
     vm_free(kvm);
 }
 
@@ -493,7 +497,11 @@ static void timer_tsc_deadline(void **state)
     apic_on(v);
     kvm_set_lapic_tscdeadline_msr(v, 1); /* ignored in another mode */
     assert_int_equal(kvm_get_lapic_tscdeadline_msr(v), 0);
+    apic_w(v, APIC_LVTT, 0x33);
+    apic_w(v, APIC_TMICT, 50000000); /* entering the mode stops the count */
     apic_w(v, APIC_LVTT, 0x33 | APIC_TIMER_TSCDEADLINE);
+    assert_int_equal(apic_r(v, APIC_TMICT), 0);
+    assert_false(wait_until(has_irr, v, 110));
     apic_w(v, APIC_TMICT, 1000); /* ignored in this mode */
     assert_int_equal(apic_r(v, APIC_TMICT), 0);
     kvm_set_lapic_tscdeadline_msr(v, 1); /* past: at once */

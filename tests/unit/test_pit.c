@@ -94,6 +94,35 @@ static void terminal_count(void **state)
     vm_free(kvm);
 }
 
+/* Mode 3: OUT is high for the first half of each period. Where the half is the same before and after the look, it is
+ * known. */
+static void square_wave(void **state)
+{
+    struct kvm *kvm = pit_vm();
+    struct kvm_vcpu *v = kvm->vcpus[0];
+    const uint64_t half_ns = 5965 * 1000000000ull / HZ_;
+    unsigned seen[2] = {0};
+    uint64_t start_ns;
+
+    out8(v, 0x61, 1);
+    do {
+        start_ns = os_clock_ns();
+        program(v, 2, 3, 2 * 5965);
+    } while (os_clock_ns() - start_ns > 100000);
+    while (seen[0] + seen[1] < 1000 && os_clock_ns() - start_ns < 5000000000ull) {
+        const uint64_t before = (os_clock_ns() - start_ns - 100000) / half_ns; /* the start is known to 0.1 ms */
+        const bool out = in8(v, 0x61) >> 5 & 1;
+
+        if (before == (os_clock_ns() - start_ns + 100000) / half_ns && os_clock_ns() - start_ns > 200000) {
+            assert_int_equal(out, !(before & 1));
+            seen[out]++;
+        }
+        sleep_ns(100000);
+    }
+    assert_true(seen[0] > 0 && seen[1] > 0);
+    vm_free(kvm);
+}
+
 static void gate(void **state)
 {
     struct kvm *kvm = pit_vm();
@@ -292,9 +321,9 @@ static void state_round_trip(void **state)
 int main(void)
 {
     const struct CMUnitTest tests[] = {
-        cmocka_unit_test(counting_modes),    cmocka_unit_test(terminal_count),   cmocka_unit_test(gate),
-        cmocka_unit_test(latches_and_bytes), cmocka_unit_test(interrupts),       cmocka_unit_test(reinjection),
-        cmocka_unit_test(by_ioapic_and_nmi), cmocka_unit_test(state_round_trip),
+        cmocka_unit_test(counting_modes), cmocka_unit_test(terminal_count),    cmocka_unit_test(square_wave),
+        cmocka_unit_test(gate),           cmocka_unit_test(latches_and_bytes), cmocka_unit_test(interrupts),
+        cmocka_unit_test(reinjection),    cmocka_unit_test(by_ioapic_and_nmi), cmocka_unit_test(state_round_trip),
     };
 
     return cmocka_run_group_tests(tests, NULL, NULL);

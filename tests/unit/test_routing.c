@@ -123,6 +123,15 @@ static void split_irqchip(void **state)
         assert_int_equal(v->requests >> KVM_REQ_IOAPIC_EOI_EXIT & 1, gsi == 5); /* edges are not reported */
     }
     assert_int_equal(v->arch.pending_ioapic_eoi, 0x45);
+    kvm_lapic_reset(
+        v, true); /* the version register tells of directed EOIs now: with them the guest tells the IOAPIC itself */
+    assert_true(apic_r(v, APIC_LVR) & APIC_LVR_DIRECTED_EOI);
+    apic_w(v, APIC_SPIV, 0x1ff | APIC_SPIV_DIRECTED_EOI);
+    assert_int_equal(kvm_set_irq(kvm, 0, 5, 1, false), 1);
+    assert_int_equal(kvm_get_apic_interrupt(v), 0x45);
+    v->requests = 0;
+    apic_w(v, APIC_EOI, 0);
+    assert_false(v->requests >> KVM_REQ_IOAPIC_EOI_EXIT & 1);
     assert_false(kvm_split_handles_vector(kvm, 0x47)); /* not one of the reserved GSIs */
     assert_int_equal(kvm_vcpu_ioctl_interrupt(v, 0x30), 0);
     assert_int_equal(kvm_vcpu_ioctl_interrupt(v, 0x31), -EEXIST);
