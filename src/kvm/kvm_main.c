@@ -175,7 +175,7 @@ static struct kvm *kvm_create_vm_fd(unsigned long type, int fd, int *err)
     r = kvm_arch_init_vm(kvm, type);
     kvm_trace_return();
     if (r)
-        goto out_slots;
+        goto out_eventfd;
     kvm_trace_call("kvm_coalesced_mmio_init");
     r = kvm_coalesced_mmio_init(kvm);
     kvm_trace_return();
@@ -185,8 +185,9 @@ static struct kvm *kvm_create_vm_fd(unsigned long type, int fd, int *err)
     return kvm;
 
 out_arch:
-    kvm_irqfd_release(kvm);
     kvm_arch_destroy_vm(kvm);
+out_eventfd:
+    kvm_irqfd_release(kvm);
 out_slots:
     if (kvm->domain)
         cpu_domain_destroy(kvm->domain);
