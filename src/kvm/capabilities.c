@@ -30,8 +30,14 @@ static const struct capability {
     long value;
     long (*get)(struct kvm *); /* instead of value */
 } capabilities[] = {
-#define CAP(name, value) { KVM_CAP_##name, #name, value, NULL }
-#define CAP_FN(name, fn) { KVM_CAP_##name, #name, 0, fn }
+#define CAP(name, value)                   \
+    {                                      \
+        KVM_CAP_##name, #name, value, NULL \
+    }
+#define CAP_FN(name, fn)             \
+    {                                \
+        KVM_CAP_##name, #name, 0, fn \
+    }
     CAP(ADJUST_CLOCK, KVM_CLOCK_TSC_STABLE | KVM_CLOCK_REALTIME | KVM_CLOCK_HOST_TSC),
     CAP(BINARY_STATS_FD, 1),
     CAP(CHECK_EXTENSION_VM, 1),
@@ -204,16 +210,16 @@ static const struct vm_cap {
     uint64_t allowed; /* bits of arg 0 */
     int (*set)(struct kvm *, uint64_t arg);
 } vm_caps[] = {
-    { KVM_CAP_MANUAL_DIRTY_LOG_PROTECT2, KVM_DIRTY_LOG_MANUAL_PROTECT_ENABLE | KVM_DIRTY_LOG_INITIALLY_SET,
-      set_dirty_log_protect },
-    { KVM_CAP_SPLIT_IRQCHIP, ~0ull, set_split_irqchip },
-    { KVM_CAP_X2APIC_API, KVM_X2APIC_API_USE_32BIT_IDS | KVM_X2APIC_API_DISABLE_BROADCAST_QUIRK, set_x2apic_api },
-    { KVM_CAP_MSR_PLATFORM_INFO, ~0ull, set_platform_info },
-    { KVM_CAP_EXCEPTION_PAYLOAD, ~0ull, set_exception_payload },
-    { KVM_CAP_X86_TRIPLE_FAULT_EVENT, ~0ull, set_triple_fault_event },
-    { KVM_CAP_X86_USER_SPACE_MSR,
-      KVM_MSR_EXIT_REASON_UNKNOWN | KVM_MSR_EXIT_REASON_INVAL | KVM_MSR_EXIT_REASON_FILTER, set_user_space_msr },
-    { KVM_CAP_MAX_VCPU_ID, ~0ull, set_max_vcpu_id },
+    {KVM_CAP_MANUAL_DIRTY_LOG_PROTECT2, KVM_DIRTY_LOG_MANUAL_PROTECT_ENABLE | KVM_DIRTY_LOG_INITIALLY_SET,
+     set_dirty_log_protect},
+    {KVM_CAP_SPLIT_IRQCHIP, ~0ull, set_split_irqchip},
+    {KVM_CAP_X2APIC_API, KVM_X2APIC_API_USE_32BIT_IDS | KVM_X2APIC_API_DISABLE_BROADCAST_QUIRK, set_x2apic_api},
+    {KVM_CAP_MSR_PLATFORM_INFO, ~0ull, set_platform_info},
+    {KVM_CAP_EXCEPTION_PAYLOAD, ~0ull, set_exception_payload},
+    {KVM_CAP_X86_TRIPLE_FAULT_EVENT, ~0ull, set_triple_fault_event},
+    {KVM_CAP_X86_USER_SPACE_MSR, KVM_MSR_EXIT_REASON_UNKNOWN | KVM_MSR_EXIT_REASON_INVAL | KVM_MSR_EXIT_REASON_FILTER,
+     set_user_space_msr},
+    {KVM_CAP_MAX_VCPU_ID, ~0ull, set_max_vcpu_id},
 };
 
 long kvm_vm_enable_cap(struct ioctl_call *c)

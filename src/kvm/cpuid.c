@@ -1,6 +1,6 @@
 /* SPDX-License-Identifier: MIT
- * cpuid.c: what a guest may be shown (KVM_GET_SUPPORTED_CPUID), what it is shown (KVM_SET_CPUID2), and how an instruction
- * finds its leaf. The processor says what it executes; KVM adds what it emulates itself. */
+ * cpuid.c: what a guest may be shown (KVM_GET_SUPPORTED_CPUID), what it is shown (KVM_SET_CPUID2), and how an
+ * instruction finds its leaf. The processor says what it executes; KVM adds what it emulates itself. */
 #include <errno.h>
 #include <stdlib.h>
 #include <string.h>
@@ -9,7 +9,7 @@
 
 #define KVM_SIGNATURE_LEAF 0x40000000u
 #define KVM_FEATURES_LEAF  0x40000001u
-#define BIT(n) (1u << (n))
+#define BIT(n)             (1u << (n))
 
 /* leaf 1 */
 #define ECX1_VMX        BIT(5)
@@ -46,8 +46,13 @@ static struct kvm_cpuid_entry2 *add(struct entries *list, uint32_t function, uin
     e = &list->e[list->n++];
     cpu_cpuid(function, index, &r);
     *e = (struct kvm_cpuid_entry2){
-        .function = function, .index = index, .flags = indexed ? KVM_CPUID_FLAG_SIGNIFCANT_INDEX : 0,
-        .eax = r.eax, .ebx = r.ebx, .ecx = r.ecx, .edx = r.edx,
+        .function = function,
+        .index = index,
+        .flags = indexed ? KVM_CPUID_FLAG_SIGNIFCANT_INDEX : 0,
+        .eax = r.eax,
+        .ebx = r.ebx,
+        .ecx = r.ecx,
+        .edx = r.edx,
     };
     return e;
 }
@@ -178,7 +183,7 @@ static int kvm_leaves(struct entries *list)
 
 int kvm_dev_ioctl_get_cpuid(struct kvm_cpuid_entry2 *entries, int *nent, bool emulated)
 {
-    struct entries list = { entries, 0, *nent };
+    struct entries list = {entries, 0, *nent};
     int r = 0;
 
     /* Emulated: executed although the processor does not offer it. Nothing is: it offers all that it executes. */

@@ -26,9 +26,9 @@ static const struct {
     int unknown;
     const char *name;
 } kinds[FILE_TYPES] = {
-    [FILE_SYSTEM] = { system_ioctls, &system_ioctls_count, -EINVAL, "system" },
-    [FILE_VM] = { vm_ioctls, &vm_ioctls_count, -ENOTTY, "vm" },
-    [FILE_VCPU] = { vcpu_ioctls, &vcpu_ioctls_count, -EINVAL, "vcpu" },
+    [FILE_SYSTEM] = {system_ioctls, &system_ioctls_count, -EINVAL, "system"},
+    [FILE_VM] = {vm_ioctls, &vm_ioctls_count, -ENOTTY, "vm"},
+    [FILE_VCPU] = {vcpu_ioctls, &vcpu_ioctls_count, -EINVAL, "vcpu"},
 };
 
 const struct ioctl_row *ioctl_find(enum kvm_file_type type, unsigned long request)
@@ -145,7 +145,7 @@ static long vcpu_ioctl(const struct ioctl_row *row, struct ioctl_call *c)
 long kvm_ioctl(struct kvm_file *f, unsigned long request, unsigned long arg)
 {
     const struct ioctl_row *row = NULL;
-    struct ioctl_call c = { .kvm = f->kvm, .vcpu = f->vcpu, .arg = arg };
+    struct ioctl_call c = {.kvm = f->kvm, .vcpu = f->vcpu, .arg = arg};
     long r;
 
     if (unlikely(kvm_trace_mask & TRACE_IOCTL))

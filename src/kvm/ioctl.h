@@ -10,12 +10,12 @@
 /* ---- descriptors (fd.c) ---- */
 enum kvm_file_type { FILE_NONE, FILE_SYSTEM, FILE_VM, FILE_VCPU, FILE_TYPES };
 struct kvm_file {
-    _Atomic int refs;    /* calls under way, and one for being open; the memory itself is never given back to malloc */
+    _Atomic int refs; /* calls under way, and one for being open; the memory itself is never given back to malloc */
     enum kvm_file_type type;
-    int numbers;         /* descriptor numbers of this process that name it (under the table's lock) */
-    int mm_owner;        /* address space that made it, see kvm_mm_id() */
-    uint64_t dev, ino;   /* the memfd's identity: survives dup, fcntl, SCM_RIGHTS */
-    struct kvm *kvm;     /* FILE_VM, FILE_VCPU */
+    int numbers;       /* descriptor numbers of this process that name it (under the table's lock) */
+    int mm_owner;      /* address space that made it, see kvm_mm_id() */
+    uint64_t dev, ino; /* the memfd's identity: survives dup, fcntl, SCM_RIGHTS */
+    struct kvm *kvm;   /* FILE_VM, FILE_VCPU */
     struct kvm_vcpu *vcpu;
     struct kvm_file *next; /* identity chain, or free list */
 };
@@ -26,43 +26,54 @@ int kvm_mm_id(void);
 
 /* ---- ioctl rows (ioctl.c) ---- */
 enum ioctl_copy { NONE, IN, OUT, INOUT };
-struct ioctl_tail { /* an array behind the structure */
-    uint16_t count_at;  /* offset of its 32-bit element count */
-    uint16_t element;   /* bytes */
+struct ioctl_tail {    /* an array behind the structure */
+    uint16_t count_at; /* offset of its 32-bit element count */
+    uint16_t element;  /* bytes */
     uint32_t max;
-    int too_many;       /* errno of a count above max; 0: clamp it */
+    int too_many; /* errno of a count above max; 0: clamp it */
     enum ioctl_copy copy;
 };
 struct ioctl_call {
     struct kvm *kvm;
     struct kvm_vcpu *vcpu;
-    unsigned long arg;  /* as the client gave it */
-    void *data;         /* the structure, copied in */
-    void *tail;         /* its array, room for tail_max elements */
-    uint32_t tail_count;/* elements that came in; a handler that returns the array sets how many go out */
-    bool always_out;    /* the structure (not the array) goes back although the handler failed (E2BIG protocols) */
+    unsigned long arg;   /* as the client gave it */
+    void *data;          /* the structure, copied in */
+    void *tail;          /* its array, room for tail_max elements */
+    uint32_t tail_count; /* elements that came in; a handler that returns the array sets how many go out */
+    bool always_out;     /* the structure (not the array) goes back although the handler failed (E2BIG protocols) */
 };
 struct ioctl_row {
     uint32_t number;
     enum ioctl_copy copy;
-    uint16_t size;      /* bytes of the structure */
+    uint16_t size; /* bytes of the structure */
     struct ioctl_tail tail;
     long (*handler)(struct ioctl_call *);
-    int capability;     /* KVM_CAP_* that says it is there; -1: always */
+    int capability; /* KVM_CAP_* that says it is there; -1: always */
     const char *name;
 };
 #define CAP_ALWAYS (-1)
-#define ROW(number, copy, type, handler, cap) { number, copy, sizeof(type), { 0 }, handler, cap, #number }
-#define ROW0(number, handler, cap) { number, NONE, 0, { 0 }, handler, cap, #number }
-#define ROW_TAIL(number, copy, type, tail, handler, cap) { number, copy, sizeof(type), tail, handler, cap, #number }
-#define TAIL(type, count, element_type, max, errno_, dir)                                                              \
-    { offsetof(struct type, count), sizeof(element_type), max, errno_, dir }
+#define ROW(number, copy, type, handler, cap)                  \
+    {                                                          \
+        number, copy, sizeof(type), {0}, handler, cap, #number \
+    }
+#define ROW0(number, handler, cap)                  \
+    {                                               \
+        number, NONE, 0, {0}, handler, cap, #number \
+    }
+#define ROW_TAIL(number, copy, type, tail, handler, cap)        \
+    {                                                           \
+        number, copy, sizeof(type), tail, handler, cap, #number \
+    }
+#define TAIL(type, count, element_type, max, errno_, dir)                    \
+    {                                                                        \
+        offsetof(struct type, count), sizeof(element_type), max, errno_, dir \
+    }
 
 #define KVM_MAX_IO_MSRS 256
 /* Machine-check banks and IA32_MCG_CAP: MCG_CTL_P, MCG_SER_P; no LMCE */
-#define KVM_MAX_MCE_BANKS 32
-#define MCG_CTL_P (1ull << 8)
-#define MCG_SER_P (1ull << 24)
+#define KVM_MAX_MCE_BANKS     32
+#define MCG_CTL_P             (1ull << 8)
+#define MCG_SER_P             (1ull << 24)
 #define KVM_MCE_CAP_SUPPORTED (MCG_CTL_P | MCG_SER_P)
 #define KVM_MAX_GUEST_TSC_KHZ 0x7fffffffu
 
@@ -77,12 +88,12 @@ long kvm_ioctl(struct kvm_file *, unsigned long request, unsigned long arg);
 void kvm_reason(const char *format, ...) __attribute__((format(printf, 1, 2)));
 
 /* ---- capabilities (capabilities.c) ---- */
-long kvm_check_extension(struct kvm *, long cap);      /* kvm NULL: on the system descriptor */
+long kvm_check_extension(struct kvm *, long cap); /* kvm NULL: on the system descriptor */
 long kvm_vm_enable_cap(struct ioctl_call *);
 long kvm_vcpu_enable_cap(struct ioctl_call *);
 
 /* ---- kvm_main.c ---- */
-int kvm_dev_ioctl_create_vm(unsigned long type);       /* the descriptor, or a negative errno */
+int kvm_dev_ioctl_create_vm(unsigned long type); /* the descriptor, or a negative errno */
 int kvm_vm_ioctl_create_vcpu(struct kvm *, uint32_t id);
 void kvm_vcpu_release(struct kvm_vcpu *);
 

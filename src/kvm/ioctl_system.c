@@ -115,7 +115,7 @@ static long sys_get_device_attr(struct ioctl_call *c)
 }
 
 #define MSR_TAIL(copy) TAIL(kvm_msrs, nmsrs, struct kvm_msr_entry, KVM_MAX_IO_MSRS - 1, -E2BIG, copy)
-#define CPUID_TAIL TAIL(kvm_cpuid2, nent, struct kvm_cpuid_entry2, KVM_MAX_CPUID_ENTRIES, 0, OUT)
+#define CPUID_TAIL     TAIL(kvm_cpuid2, nent, struct kvm_cpuid_entry2, KVM_MAX_CPUID_ENTRIES, 0, OUT)
 
 const struct ioctl_row system_ioctls[] = {
     /* number, copied, structure, variable tail, handler, capability */

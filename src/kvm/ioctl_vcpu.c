@@ -15,8 +15,10 @@ static const struct sync_set {
     size_t at, size; /* in struct kvm_sync_regs */
     long (*get)(struct ioctl_call *), (*set)(struct ioctl_call *);
 } sync_sets[] = {
-#define SYNC(bit, field, get, set)                                                                                     \
-    { bit, offsetof(struct kvm_sync_regs, field), sizeof(((struct kvm_sync_regs *)0)->field), get, set }
+#define SYNC(bit, field, get, set)                                                                       \
+    {                                                                                                    \
+        bit, offsetof(struct kvm_sync_regs, field), sizeof(((struct kvm_sync_regs *)0)->field), get, set \
+    }
     SYNC(KVM_SYNC_X86_REGS, regs, vcpu_get_regs, vcpu_set_regs),
     SYNC(KVM_SYNC_X86_SREGS, sregs, vcpu_get_sregs, vcpu_set_sregs),
     SYNC(KVM_SYNC_X86_EVENTS, events, vcpu_get_events, vcpu_set_events),
@@ -27,7 +29,7 @@ static const struct sync_set {
 static long sync_set_in(struct ioctl_call *c, const struct sync_set *set)
 {
     uint64_t copy[sizeof(struct kvm_sync_regs) / 8 + 1];
-    struct ioctl_call sub = { .kvm = c->kvm, .vcpu = c->vcpu, .data = copy };
+    struct ioctl_call sub = {.kvm = c->kvm, .vcpu = c->vcpu, .data = copy};
 
     memcpy(copy, (char *)&c->vcpu->run->s.regs + set->at, set->size);
     return set->set(&sub) ? -EINVAL : 0;
@@ -59,8 +61,8 @@ static void sync_regs_out(struct ioctl_call *c)
     unsigned i;
 
     for (i = 0; i < ARRAY_SIZE(sync_sets); i++) {
-        uint64_t copy[sizeof(struct kvm_sync_regs) / 8 + 1] = { 0 };
-        struct ioctl_call sub = { .kvm = c->kvm, .vcpu = c->vcpu, .data = copy };
+        uint64_t copy[sizeof(struct kvm_sync_regs) / 8 + 1] = {0};
+        struct ioctl_call sub = {.kvm = c->kvm, .vcpu = c->vcpu, .data = copy};
 
         if (!(valid & sync_sets[i].bit))
             continue;
@@ -274,8 +276,8 @@ static long vcpu_set_msrs(struct ioctl_call *c)
         if (kvm_set_msr(c->vcpu, e[i].index, e[i].data, true))
             break;
     if (i < c->tail_count)
-        kvm_trace(TRACE_IOCTL, "api: vcpu %d KVM_SET_MSRS: MSR 0x%x does not take 0x%llx", c->vcpu->vcpu_id,
-                  e[i].index, (unsigned long long)e[i].data);
+        kvm_trace(TRACE_IOCTL, "api: vcpu %d KVM_SET_MSRS: MSR 0x%x does not take 0x%llx", c->vcpu->vcpu_id, e[i].index,
+                  (unsigned long long)e[i].data);
     return i;
 }
 
@@ -417,9 +419,9 @@ static long vcpu_get_stats_fd(struct ioctl_call *c)
     return kvm_vcpu_stats_fd(c->vcpu);
 }
 
-#define MSR_TAIL(copy) TAIL(kvm_msrs, nmsrs, struct kvm_msr_entry, KVM_MAX_IO_MSRS - 1, -E2BIG, copy)
+#define MSR_TAIL(copy)                TAIL(kvm_msrs, nmsrs, struct kvm_msr_entry, KVM_MAX_IO_MSRS - 1, -E2BIG, copy)
 #define CPUID_TAIL(kind, entry, copy) TAIL(kind, nent, struct entry, KVM_MAX_CPUID_ENTRIES, -E2BIG, copy)
-#define CPUID_OUT TAIL(kvm_cpuid2, nent, struct kvm_cpuid_entry2, KVM_MAX_CPUID_ENTRIES, 0, OUT)
+#define CPUID_OUT                     TAIL(kvm_cpuid2, nent, struct kvm_cpuid_entry2, KVM_MAX_CPUID_ENTRIES, 0, OUT)
 
 const struct ioctl_row vcpu_ioctls[] = {
     /* number, copied, structure, variable tail, handler, capability */

@@ -39,12 +39,12 @@ static const struct {
     const char *name;
     int (*fn)(void);
 } init_steps[] = {
-    { "kvm_arch_init", kvm_arch_init },
-    { "kvm_irqfd_init", kvm_irqfd_init },
-    { "kvm_arch_hardware_setup", kvm_arch_hardware_setup },
-    { "kvm_check_processor_compat", kvm_check_processor_compat },
-    { "kvm_async_pf_init", kvm_async_pf_init },
-    { "misc_register", misc_register },
+    {"kvm_arch_init", kvm_arch_init},
+    {"kvm_irqfd_init", kvm_irqfd_init},
+    {"kvm_arch_hardware_setup", kvm_arch_hardware_setup},
+    {"kvm_check_processor_compat", kvm_check_processor_compat},
+    {"kvm_async_pf_init", kvm_async_pf_init},
+    {"misc_register", misc_register},
 };
 
 int kvm_init(void)
@@ -85,7 +85,6 @@ static void vcpu_free(struct kvm_vcpu *vcpu)
     kvm_stat_vcpu_gone(vcpu);
     munmap(vcpu->run, vcpu->run_size);
     pthread_mutex_destroy(&vcpu->mutex);
-    free(vcpu->arch.cpuid);
     free(vcpu);
 }
 

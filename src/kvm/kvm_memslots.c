@@ -3,7 +3,8 @@
  *
  * The array of slots is immutable: a change publishes a new one. Readers outside of guest mode are in a section of
  * kvm->srcu; the processor's cached translations go by kvm_mmu_zap_slot(), which waits for the vCPUs in guest mode. So
- * for a slot that goes: publish without it, wait for the readers, drop the EPT entries, free. Writers hold slots_lock. */
+ * for a slot that goes: publish without it, wait for the readers, drop the EPT entries, free. Writers hold slots_lock.
+ */
 #include <errno.h>
 #include <stdlib.h>
 #include <string.h>

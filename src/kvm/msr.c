@@ -196,7 +196,7 @@ static bool mtrr_type_valid(unsigned type)
 
 static int set_mtrr_fixed(struct kvm_vcpu *vcpu, const struct msr_access *m)
 {
-    static const uint32_t numbers[] = { 0x250, 0x258, 0x259, 0x268, 0x269, 0x26a, 0x26b, 0x26c, 0x26d, 0x26e, 0x26f };
+    static const uint32_t numbers[] = {0x250, 0x258, 0x259, 0x268, 0x269, 0x26a, 0x26b, 0x26c, 0x26d, 0x26e, 0x26f};
     unsigned i;
 
     for (i = 0; i < 8; i++)
@@ -423,80 +423,95 @@ static int set_poll_control(struct kvm_vcpu *vcpu, const struct msr_access *m)
 
 /* ---- the table, by number ---- */
 #define ARCH(field) offsetof(struct kvm_vcpu_arch, field)
-#define ALL (~0ull)
+#define ALL         (~0ull)
 /*  first[, last], what it is */
-#define KEPT(n, f, writable, flags)            { n, n, ARCH(f), writable, 0, flags, NULL, NULL }
-#define KEPT_SET(n, f, flags, set)             { n, n, ARCH(f), ALL, 0, flags, NULL, set }
-#define KEPT_GET(n, f, writable, flags, get)   { n, n, ARCH(f), writable, 0, flags, get, NULL }
-#define BY(n, last, flags, get, set)           { n, last, NO_FIELD, ALL, 0, flags, get, set }
-#define PROCESSOR(n, last, flags)              BY(n, last, flags, get_processor, set_processor)
-#define CONST(n, last, value, flags)           { n, last, NO_FIELD, ALL, value, flags, NULL, NULL }
+#define KEPT(n, f, writable, flags)                   \
+    {                                                 \
+        n, n, ARCH(f), writable, 0, flags, NULL, NULL \
+    }
+#define KEPT_SET(n, f, flags, set)              \
+    {                                           \
+        n, n, ARCH(f), ALL, 0, flags, NULL, set \
+    }
+#define KEPT_GET(n, f, writable, flags, get)         \
+    {                                                \
+        n, n, ARCH(f), writable, 0, flags, get, NULL \
+    }
+#define BY(n, last, flags, get, set)               \
+    {                                              \
+        n, last, NO_FIELD, ALL, 0, flags, get, set \
+    }
+#define PROCESSOR(n, last, flags) BY(n, last, flags, get_processor, set_processor)
+#define CONST(n, last, value, flags)                     \
+    {                                                    \
+        n, last, NO_FIELD, ALL, value, flags, NULL, NULL \
+    }
 
 static const struct msr_row rows[] = {
-    CONST(0x0, 0x1, 0, IGNORED),                                      /* P5_MC_ADDR, P5_MC_TYPE */
-    BY(0x10, 0x10, LISTED, get_tsc, set_tsc),                         /* IA32_TIME_STAMP_COUNTER */
+    CONST(0x0, 0x1, 0, IGNORED),              /* P5_MC_ADDR, P5_MC_TYPE */
+    BY(0x10, 0x10, LISTED, get_tsc, set_tsc), /* IA32_TIME_STAMP_COUNTER */
     BY(MSR_KVM_WALL_CLOCK, MSR_KVM_WALL_CLOCK, LISTED, get_wall_clock, set_wall_clock),
     BY(MSR_KVM_SYSTEM_TIME, MSR_KVM_SYSTEM_TIME, LISTED, get_system_time, set_system_time),
-    CONST(0x17, 0x17, 0, IGNORED),                                    /* IA32_PLATFORM_ID */
-    KEPT_SET(0x1b, apic_base, 0, set_apic_base),                      /* IA32_APIC_BASE */
-    CONST(0x2a, 0x2a, 0, IGNORED),                                    /* EBL_CR_POWERON */
-    CONST(0x2c, 0x2c, 1 << 24, READ_ONLY),                            /* EBC_FREQUENCY_ID */
-    KEPT_SET(0x3a, feature_control, LISTED, set_feature_control),     /* IA32_FEATURE_CONTROL */
-    KEPT_SET(0x3b, tsc_adjust, LISTED, set_tsc_adjust),               /* IA32_TSC_ADJUST */
-    BY(0x48, 0x48, LISTED, get_spec_ctrl, set_spec_ctrl),             /* IA32_SPEC_CTRL */
-    BY(0x49, 0x49, 0, NULL, set_pred_cmd),                            /* IA32_PRED_CMD: write only */
-    CONST(0x79, 0x79, 0, IGNORED),                                    /* IA32_BIOS_UPDT_TRIG */
-    KEPT(0x8b, microcode, ALL, LISTED | HOST_SET | IGNORED),          /* IA32_BIOS_SIGN_ID, AMD PATCH_LEVEL */
-    CONST(0xc1, 0xc2, 0, IGNORED),                                    /* PERFCTR0-1: no performance counters */
-    CONST(0xcd, 0xcd, 3, READ_ONLY),                                  /* FSB_FREQ */
+    CONST(0x17, 0x17, 0, IGNORED),                                            /* IA32_PLATFORM_ID */
+    KEPT_SET(0x1b, apic_base, 0, set_apic_base),                              /* IA32_APIC_BASE */
+    CONST(0x2a, 0x2a, 0, IGNORED),                                            /* EBL_CR_POWERON */
+    CONST(0x2c, 0x2c, 1 << 24, READ_ONLY),                                    /* EBC_FREQUENCY_ID */
+    KEPT_SET(0x3a, feature_control, LISTED, set_feature_control),             /* IA32_FEATURE_CONTROL */
+    KEPT_SET(0x3b, tsc_adjust, LISTED, set_tsc_adjust),                       /* IA32_TSC_ADJUST */
+    BY(0x48, 0x48, LISTED, get_spec_ctrl, set_spec_ctrl),                     /* IA32_SPEC_CTRL */
+    BY(0x49, 0x49, 0, NULL, set_pred_cmd),                                    /* IA32_PRED_CMD: write only */
+    CONST(0x79, 0x79, 0, IGNORED),                                            /* IA32_BIOS_UPDT_TRIG */
+    KEPT(0x8b, microcode, ALL, LISTED | HOST_SET | IGNORED),                  /* IA32_BIOS_SIGN_ID, AMD PATCH_LEVEL */
+    CONST(0xc1, 0xc2, 0, IGNORED),                                            /* PERFCTR0-1: no performance counters */
+    CONST(0xcd, 0xcd, 3, READ_ONLY),                                          /* FSB_FREQ */
     KEPT_GET(0xce, platform_info, ALL, LISTED | HOST_SET, get_platform_info), /* MSR_PLATFORM_INFO */
-    CONST(0xfe, 0xfe, 0x508, READ_ONLY),                              /* IA32_MTRRCAP: 8 ranges, fixed ones, WC */
+    CONST(0xfe, 0xfe, 0x508, READ_ONLY), /* IA32_MTRRCAP: 8 ranges, fixed ones, WC */
     KEPT_GET(0x10a, arch_capabilities, ALL, LISTED | HOST_SET, get_arch_capabilities),
-    KEPT(0x140, msr_misc_features, 0, LISTED),                        /* MISC_FEATURE_ENABLES: no CPUID faulting */
-    PROCESSOR(0x174, 0x176, LISTED),                                  /* IA32_SYSENTER_CS, ESP, EIP */
-    KEPT(0x179, mcg_cap, 0, READ_ONLY),                               /* IA32_MCG_CAP */
-    KEPT(0x17a, mcg_status, ALL, LISTED),                             /* IA32_MCG_STATUS */
-    BY(0x17b, 0x17b, LISTED, get_mcg_ctl, set_mcg_ctl),               /* IA32_MCG_CTL */
-    CONST(0x186, 0x187, 0, IGNORED),                                  /* IA32_PERFEVTSEL0-1 */
-    CONST(0x198, 0x198, 1000ull | 4ull << 40, READ_ONLY),             /* IA32_PERF_STATUS, as Linux's KVM */
-    CONST(0x199, 0x199, 0, IGNORED),                                  /* IA32_PERF_CTL */
-    KEPT(0x1a0, ia32_misc_enable, ALL, LISTED),                       /* IA32_MISC_ENABLE */
-    PROCESSOR(0x1d9, 0x1d9, 0),                                       /* IA32_DEBUGCTL */
-    CONST(0x1db, 0x1de, 0, READ_ONLY),                                /* LASTBRANCHFROMIP ... LASTINTTOIP: no LBR */
-    { 0x200, 0x20f, ARCH(mtrr_var), ALL, 0, 0, NULL, set_mtrr_var },  /* IA32_MTRR_PHYSBASE0 ... PHYSMASK7 */
-    BY(0x250, 0x250, 0, get_mtrr_fixed, set_mtrr_fixed),              /* IA32_MTRR_FIX64K_00000 */
-    BY(0x258, 0x259, 0, get_mtrr_fixed, set_mtrr_fixed),              /* IA32_MTRR_FIX16K_80000, A0000 */
-    BY(0x268, 0x26f, 0, get_mtrr_fixed, set_mtrr_fixed),              /* IA32_MTRR_FIX4K_C0000 ... F8000 */
-    PROCESSOR(0x277, 0x277, LISTED),                                  /* IA32_PAT */
-    KEPT_SET(0x2ff, mtrr_def, 0, set_mtrr_def),                       /* IA32_MTRR_DEF_TYPE */
+    KEPT(0x140, msr_misc_features, 0, LISTED),                     /* MISC_FEATURE_ENABLES: no CPUID faulting */
+    PROCESSOR(0x174, 0x176, LISTED),                               /* IA32_SYSENTER_CS, ESP, EIP */
+    KEPT(0x179, mcg_cap, 0, READ_ONLY),                            /* IA32_MCG_CAP */
+    KEPT(0x17a, mcg_status, ALL, LISTED),                          /* IA32_MCG_STATUS */
+    BY(0x17b, 0x17b, LISTED, get_mcg_ctl, set_mcg_ctl),            /* IA32_MCG_CTL */
+    CONST(0x186, 0x187, 0, IGNORED),                               /* IA32_PERFEVTSEL0-1 */
+    CONST(0x198, 0x198, 1000ull | 4ull << 40, READ_ONLY),          /* IA32_PERF_STATUS, as Linux's KVM */
+    CONST(0x199, 0x199, 0, IGNORED),                               /* IA32_PERF_CTL */
+    KEPT(0x1a0, ia32_misc_enable, ALL, LISTED),                    /* IA32_MISC_ENABLE */
+    PROCESSOR(0x1d9, 0x1d9, 0),                                    /* IA32_DEBUGCTL */
+    CONST(0x1db, 0x1de, 0, READ_ONLY),                             /* LASTBRANCHFROMIP ... LASTINTTOIP: no LBR */
+    {0x200, 0x20f, ARCH(mtrr_var), ALL, 0, 0, NULL, set_mtrr_var}, /* IA32_MTRR_PHYSBASE0 ... PHYSMASK7 */
+    BY(0x250, 0x250, 0, get_mtrr_fixed, set_mtrr_fixed),           /* IA32_MTRR_FIX64K_00000 */
+    BY(0x258, 0x259, 0, get_mtrr_fixed, set_mtrr_fixed),           /* IA32_MTRR_FIX16K_80000, A0000 */
+    BY(0x268, 0x26f, 0, get_mtrr_fixed, set_mtrr_fixed),           /* IA32_MTRR_FIX4K_C0000 ... F8000 */
+    PROCESSOR(0x277, 0x277, LISTED),                               /* IA32_PAT */
+    KEPT_SET(0x2ff, mtrr_def, 0, set_mtrr_def),                    /* IA32_MTRR_DEF_TYPE */
     BY(MSR_MC0_CTL, MSR_MC0_CTL + 4 * KVM_MAX_MCE_BANKS - 1, 0, get_mc, set_mc),
-    BY(0x480, 0x491, 0, get_vmx_capability, NULL),                    /* IA32_VMX_BASIC ... VMFUNC */
-    BY(0x6e0, 0x6e0, LISTED, get_tsc_deadline, set_tsc_deadline),     /* IA32_TSC_DEADLINE */
+    BY(0x480, 0x491, 0, get_vmx_capability, NULL),                /* IA32_VMX_BASIC ... VMFUNC */
+    BY(0x6e0, 0x6e0, LISTED, get_tsc_deadline, set_tsc_deadline), /* IA32_TSC_DEADLINE */
     BY(0x800, 0x8ff, 0, get_x2apic, set_x2apic),
     BY(MSR_KVM_WALL_CLOCK_NEW, MSR_KVM_WALL_CLOCK_NEW, LISTED, get_wall_clock, set_wall_clock),
     BY(MSR_KVM_SYSTEM_TIME_NEW, MSR_KVM_SYSTEM_TIME_NEW, LISTED, get_system_time, set_system_time),
     KEPT_SET(MSR_KVM_STEAL_TIME, steal_msr, LISTED, set_steal_time),
     KEPT_SET(MSR_KVM_PV_EOI_EN, pv_eoi_msr, LISTED, set_pv_eoi),
     KEPT_SET(MSR_KVM_POLL_CONTROL, poll_control, LISTED, set_poll_control),
-    BY(0xc0000080, 0xc0000080, 0, get_efer, set_efer),                /* IA32_EFER */
-    PROCESSOR(0xc0000081, 0xc0000084, LISTED),                        /* STAR, LSTAR, CSTAR, FMASK */
-    PROCESSOR(0xc0000100, 0xc0000101, 0),                             /* FS.base, GS.base: in SREGS for the client */
-    PROCESSOR(0xc0000102, 0xc0000102, LISTED),                        /* KERNEL_GS_BASE */
-    BY(0xc0000103, 0xc0000103, LISTED, get_tsc_aux, set_tsc_aux),     /* TSC_AUX */
-    CONST(0xc0010000, 0xc0010007, 0, IGNORED),                        /* K7 EVNTSEL0-3, PERFCTR0-3 */
-    BY(0xc0010010, 0xc0010010, 0, amd_only, amd_only_set),            /* SYSCFG: no memory encryption */
-    KEPT_SET(0xc0010015, amd_hwcr, LISTED, set_hwcr),                 /* HWCR */
-    CONST(0xc001001f, 0xc001001f, 0, IGNORED),                        /* NB_CFG */
-    CONST(0xc0010020, 0xc0010020, 0, IGNORED),                        /* PATCH_LOADER */
-    CONST(0xc0010055, 0xc0010055, 0, IGNORED),                        /* INT_PENDING_MSG */
-    { 0xc0010058, 0xc0010058, NO_FIELD, 0, 0, IGNORED, NULL, NULL },  /* MMIO_CONF_BASE: off */
-    CONST(0xc0010112, 0xc0010113, 0, IGNORED),                        /* TSEG_ADDR, TSEG_MASK */
-    BY(0xc0010114, 0xc0010114, 0, amd_only, amd_only_set),            /* VM_CR */
-    BY(0xc0010140, 0xc0010141, 0, amd_only, amd_only_set),            /* OSVW_ID_LENGTH, STATUS: no known errata */
-    CONST(0xc0011022, 0xc0011023, 0, IGNORED),                        /* DC_CFG, TW_CFG */
-    KEPT_SET(0xc0011029, amd_de_cfg, LISTED, set_de_cfg),             /* DE_CFG */
-    CONST(0xc001102a, 0xc001102a, 0, IGNORED),                        /* BU_CFG2 */
-    CONST(0xc001102c, 0xc001102c, 0, IGNORED),                        /* F15H_EX_CFG */
+    BY(0xc0000080, 0xc0000080, 0, get_efer, set_efer),             /* IA32_EFER */
+    PROCESSOR(0xc0000081, 0xc0000084, LISTED),                     /* STAR, LSTAR, CSTAR, FMASK */
+    PROCESSOR(0xc0000100, 0xc0000101, 0),                          /* FS.base, GS.base: in SREGS for the client */
+    PROCESSOR(0xc0000102, 0xc0000102, LISTED),                     /* KERNEL_GS_BASE */
+    BY(0xc0000103, 0xc0000103, LISTED, get_tsc_aux, set_tsc_aux),  /* TSC_AUX */
+    CONST(0xc0010000, 0xc0010007, 0, IGNORED),                     /* K7 EVNTSEL0-3, PERFCTR0-3 */
+    BY(0xc0010010, 0xc0010010, 0, amd_only, amd_only_set),         /* SYSCFG: no memory encryption */
+    KEPT_SET(0xc0010015, amd_hwcr, LISTED, set_hwcr),              /* HWCR */
+    CONST(0xc001001f, 0xc001001f, 0, IGNORED),                     /* NB_CFG */
+    CONST(0xc0010020, 0xc0010020, 0, IGNORED),                     /* PATCH_LOADER */
+    CONST(0xc0010055, 0xc0010055, 0, IGNORED),                     /* INT_PENDING_MSG */
+    {0xc0010058, 0xc0010058, NO_FIELD, 0, 0, IGNORED, NULL, NULL}, /* MMIO_CONF_BASE: off */
+    CONST(0xc0010112, 0xc0010113, 0, IGNORED),                     /* TSEG_ADDR, TSEG_MASK */
+    BY(0xc0010114, 0xc0010114, 0, amd_only, amd_only_set),         /* VM_CR */
+    BY(0xc0010140, 0xc0010141, 0, amd_only, amd_only_set),         /* OSVW_ID_LENGTH, STATUS: no known errata */
+    CONST(0xc0011022, 0xc0011023, 0, IGNORED),                     /* DC_CFG, TW_CFG */
+    KEPT_SET(0xc0011029, amd_de_cfg, LISTED, set_de_cfg),          /* DE_CFG */
+    CONST(0xc001102a, 0xc001102a, 0, IGNORED),                     /* BU_CFG2 */
+    CONST(0xc001102c, 0xc001102c, 0, IGNORED),                     /* F15H_EX_CFG */
 };
 
 static const struct msr_row *find_row(uint32_t index)
@@ -637,7 +652,8 @@ bool kvm_msr_allowed(struct kvm *kvm, uint32_t index, bool write)
     const struct kvm_msr_filter_set *f;
     bool allowed = true;
 
-    if (likely(!atomic_load_explicit(&kvm->arch.msr_filter, memory_order_relaxed)) || (index >= 0x800 && index <= 0x8ff))
+    if (likely(!atomic_load_explicit(&kvm->arch.msr_filter, memory_order_relaxed)) ||
+        (index >= 0x800 && index <= 0x8ff))
         return true;
     token = srcu_read_lock(&kvm->srcu);
     f = atomic_load(&kvm->arch.msr_filter);
@@ -659,7 +675,7 @@ bool kvm_msr_allowed(struct kvm *kvm, uint32_t index, bool write)
 int kvm_get_msr(struct kvm_vcpu *vcpu, uint32_t index, uint64_t *data, bool host_initiated)
 {
     const struct msr_row *row = find_row(index);
-    struct msr_access m = { index, 0, host_initiated };
+    struct msr_access m = {index, 0, host_initiated};
 
     if (!host_initiated && !kvm_msr_allowed(vcpu->kvm, index, false))
         return KVM_MSR_RET_FILTERED;
@@ -674,7 +690,7 @@ int kvm_get_msr(struct kvm_vcpu *vcpu, uint32_t index, uint64_t *data, bool host
 int kvm_set_msr(struct kvm_vcpu *vcpu, uint32_t index, uint64_t data, bool host_initiated)
 {
     const struct msr_row *row = find_row(index);
-    const struct msr_access m = { index, data, host_initiated };
+    const struct msr_access m = {index, data, host_initiated};
 
     if (!host_initiated && !kvm_msr_allowed(vcpu->kvm, index, true))
         return KVM_MSR_RET_FILTERED;
@@ -705,8 +721,8 @@ unsigned kvm_msr_index_list(const uint32_t **list)
 /* What a software processor may honestly deny: a guest's loads are checked in software before they are made, so the
  * host's CPU holds nothing of another privilege level at an address that the guest can name (RDCL, L1TF, MDS, TAA and
  * the stale-data family). Store bypass and branch prediction are the host's own: those bits stay clear. */
-#define ARCH_CAPABILITIES_HONEST                                                                                       \
-    (ARCH_CAP_RDCL_NO | ARCH_CAP_SKIP_L1DFL | ARCH_CAP_MDS_NO | ARCH_CAP_PSCHANGE_NO | ARCH_CAP_TAA_NO |               \
+#define ARCH_CAPABILITIES_HONEST                                                                         \
+    (ARCH_CAP_RDCL_NO | ARCH_CAP_SKIP_L1DFL | ARCH_CAP_MDS_NO | ARCH_CAP_PSCHANGE_NO | ARCH_CAP_TAA_NO | \
      ARCH_CAP_SBDR_NO | ARCH_CAP_FBSDP_NO | ARCH_CAP_PSDP_NO | ARCH_CAP_GDS_NO | ARCH_CAP_RFDS_NO)
 
 static bool host_is_amd(void)
@@ -717,8 +733,8 @@ static bool host_is_amd(void)
     return !memcmp(&r.ebx, "Auth", 4) || !memcmp(&r.ebx, "Hygo", 4);
 }
 
-static const uint32_t feature_msrs[] = { 0x8b, 0x10a, 0xc0011029, 0x480, 0x481, 0x482, 0x483, 0x484, 0x485, 0x486,
-                                         0x487, 0x488, 0x489, 0x48a, 0x48b, 0x48c, 0x48d, 0x48e, 0x48f, 0x490 };
+static const uint32_t feature_msrs[] = {0x8b,  0x10a, 0xc0011029, 0x480, 0x481, 0x482, 0x483, 0x484, 0x485, 0x486,
+                                        0x487, 0x488, 0x489,      0x48a, 0x48b, 0x48c, 0x48d, 0x48e, 0x48f, 0x490};
 #define FEATURE_MSRS_PLAIN 3 /* the others are there with nested=1 */
 
 unsigned kvm_msr_feature_index_list(const uint32_t **list)

@@ -11,9 +11,9 @@
 #define MISC_ENABLE_BTS_UNAVAIL  (1ull << 11)
 #define MISC_ENABLE_PEBS_UNAVAIL (1ull << 12)
 
-#define HWCR_MC_STATUS_WR_EN     (1ull << 18)
-#define HWCR_TSC_FREQ_SEL        (1ull << 24)
-#define DE_CFG_LFENCE_SERIALIZE  (1ull << 1)
+#define HWCR_MC_STATUS_WR_EN    (1ull << 18)
+#define HWCR_TSC_FREQ_SEL       (1ull << 24)
+#define DE_CFG_LFENCE_SERIALIZE (1ull << 1)
 
 /* IA32_ARCH_CAPABILITIES */
 #define ARCH_CAP_RDCL_NO     (1ull << 0)

@@ -9,7 +9,7 @@
 #include "kvm_host.h"
 #include "params.h"
 
-struct kvm_params kvm_params = { .ept = true, .vpid = true, .nested = false, .unrestricted_guest = true };
+struct kvm_params kvm_params = {.ept = true, .vpid = true, .nested = false, .unrestricted_guest = true};
 
 static int param_bool(void *where, const char *value, size_t len)
 {
@@ -40,11 +40,9 @@ static const struct {
     int (*set)(void *where, const char *value, size_t len);
     void *where;
 } params[] = {
-    { "ept", param_bool, &kvm_params.ept },
-    { "vpid", param_bool, &kvm_params.vpid },
-    { "nested", param_bool, &kvm_params.nested },
-    { "unrestricted_guest", param_bool, &kvm_params.unrestricted_guest },
-    { "engine", param_engine, kvm_params.engine },
+    {"ept", param_bool, &kvm_params.ept},        {"vpid", param_bool, &kvm_params.vpid},
+    {"nested", param_bool, &kvm_params.nested},  {"unrestricted_guest", param_bool, &kvm_params.unrestricted_guest},
+    {"engine", param_engine, kvm_params.engine},
 };
 
 static int param_set(const char *item, size_t len)
@@ -94,8 +92,10 @@ int kvm_params_init(void)
     const char *text = getenv("ANYKVM_PARAMS"), *bad = NULL;
 
     if (text && kvm_params_set(text, &bad)) {
-        fprintf(stderr, "anykvm: ANYKVM_PARAMS: \"%s\" is no parameter or has no such value; known: ept vpid nested "
-                        "unrestricted_guest (0 or 1), engine (interp, jit, check)\n", bad);
+        fprintf(stderr,
+                "anykvm: ANYKVM_PARAMS: \"%s\" is no parameter or has no such value; known: ept vpid nested "
+                "unrestricted_guest (0 or 1), engine (interp, jit, check)\n",
+                bad);
         return -EINVAL;
     }
     if (set_by_call)
@@ -110,7 +110,7 @@ const char *anykvm_version(void)
 
 static const char *engine_in_force(void)
 {
-    static const char *const best[] = { "jit", "interp" };
+    static const char *const best[] = {"jit", "interp"};
     unsigned i;
 
     if (kvm_params.engine[0])

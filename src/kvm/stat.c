@@ -58,7 +58,8 @@ static void add_desc(struct desc *d, unsigned *n, uint32_t *offset, const char *
 /* Layout: header, id, descriptors, data. Returns NULL without memory: then nothing is counted by file. */
 static struct kvm_stats *stats_new(const char *id, const struct desc *descs, unsigned n, uint32_t data_bytes)
 {
-    const size_t desc_at = sizeof(struct kvm_stats_header) + ID_SIZE, data_at = (desc_at + n * sizeof(*descs) + 63) & ~63ul;
+    const size_t desc_at = sizeof(struct kvm_stats_header) + ID_SIZE,
+                 data_at = (desc_at + n * sizeof(*descs) + 63) & ~63ul;
     struct kvm_stats *s = calloc(1, sizeof(*s));
     struct kvm_stats_header *h;
 
@@ -74,8 +75,11 @@ static struct kvm_stats *stats_new(const char *id, const struct desc *descs, uns
         return NULL;
     }
     h = s->base;
-    *h = (struct kvm_stats_header){ .name_size = NAME_SIZE, .num_desc = n, .id_offset = sizeof(*h),
-                                    .desc_offset = (uint32_t)desc_at, .data_offset = (uint32_t)data_at };
+    *h = (struct kvm_stats_header){.name_size = NAME_SIZE,
+                                   .num_desc = n,
+                                   .id_offset = sizeof(*h),
+                                   .desc_offset = (uint32_t)desc_at,
+                                   .data_offset = (uint32_t)data_at};
     snprintf((char *)s->base + h->id_offset, ID_SIZE, "%s", id);
     memcpy((char *)s->base + desc_at, descs, n * sizeof(*descs));
     s->data = (uint64_t *)((char *)s->base + data_at);
@@ -134,7 +138,7 @@ static const struct {
     const char *name;
     uint32_t flags;
 } vcpu_stats[] = {
-#define VCPU_STAT(name, unit) { #name, KVM_STATS_TYPE_CUMULATIVE | KVM_STATS_UNIT_##unit | KVM_STATS_BASE_POW10 },
+#define VCPU_STAT(name, unit) {#name, KVM_STATS_TYPE_CUMULATIVE | KVM_STATS_UNIT_##unit | KVM_STATS_BASE_POW10},
 #include "stat.def"
 #undef VCPU_STAT
 };
@@ -142,7 +146,7 @@ static const struct {
     unsigned reason;
     const char *name;
 } exit_reasons[] = {
-#define EXIT(name, number) { number, "exits_" #name },
+#define EXIT(name, number) {number, "exits_" #name},
 #include "../cpu/exits.def"
 #undef EXIT
 };
@@ -163,8 +167,7 @@ static unsigned vcpu_descs(struct desc *d, uint32_t *bytes)
     at = STAT_CPU * 8;
     for (i = 0; i < CC_COUNT; i++)
         add_desc(d, &n, &at, cpu_counter_names[i], count, 1);
-    add_desc(d, &n, &at, IO_TABLE, KVM_STATS_TYPE_INSTANT | KVM_STATS_UNIT_NONE | KVM_STATS_BASE_POW10,
-             2 * IO_SLOTS);
+    add_desc(d, &n, &at, IO_TABLE, KVM_STATS_TYPE_INSTANT | KVM_STATS_UNIT_NONE | KVM_STATS_BASE_POW10, 2 * IO_SLOTS);
     *bytes = at;
     return n;
 }
@@ -196,8 +199,8 @@ void kvm_stat_vcpu_gone(struct kvm_vcpu *vcpu)
 void kvm_stat_vm_new(struct kvm *kvm)
 {
     static uint64_t nowhere[VM_STAT_COUNT];
-    static const char *const names[VM_STAT_COUNT] = { "vcpus", "memslot_changes", "dirty_log_reads" };
-    struct desc d[VM_STAT_COUNT] = { 0 };
+    static const char *const names[VM_STAT_COUNT] = {"vcpus", "memslot_changes", "dirty_log_reads"};
+    struct desc d[VM_STAT_COUNT] = {0};
     char id[ID_SIZE];
     uint32_t at = 0;
     unsigned n = 0;
@@ -223,7 +226,8 @@ void kvm_stat_sync(struct kvm_vcpu *vcpu)
 void kvm_stat_io(struct kvm_vcpu *vcpu, bool mmio, uint64_t gpa, bool write, bool user)
 {
     struct io_slot *slots = (struct io_slot *)(vcpu->stat + STAT_CPU + CC_COUNT);
-    const uint64_t key = (gpa & IO_GPA) | IO_VALID | (mmio ? IO_MMIO : 0) | (write ? IO_WRITE : 0) | (user ? IO_USER : 0);
+    const uint64_t key =
+        (gpa & IO_GPA) | IO_VALID | (mmio ? IO_MMIO : 0) | (write ? IO_WRITE : 0) | (user ? IO_USER : 0);
     unsigned i, at = (unsigned)(key * 0x9e3779b97f4a7c15ull >> 56);
 
     for (i = 0; i < IO_PROBES; i++, at++) {
@@ -264,7 +268,8 @@ static void print_io(FILE *out, const uint64_t *words, unsigned n)
 static bool plausible(const struct kvm_stats_header *h, size_t size)
 {
     return size >= sizeof(*h) && h->name_size == NAME_SIZE && h->num_desc < 4096 && h->id_offset <= size - ID_SIZE &&
-           h->desc_offset <= size && h->num_desc * sizeof(struct desc) <= size - h->desc_offset && h->data_offset <= size;
+           h->desc_offset <= size && h->num_desc * sizeof(struct desc) <= size - h->desc_offset &&
+           h->data_offset <= size;
 }
 
 static void print_file(const char *base, size_t size, FILE *out)

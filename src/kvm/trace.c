@@ -18,8 +18,8 @@ static const struct {
     const char *name;
     unsigned mask;
 } classes[] = {
-    { "init", TRACE_INIT }, { "ioctl", TRACE_IOCTL }, { "exit", TRACE_EXIT }, { "inject", TRACE_INJECT },
-    { "vmcs", TRACE_VMCS }, { "mmu", TRACE_MMU },     { "irq", TRACE_IRQ },   { "all", ~0u },
+    {"init", TRACE_INIT}, {"ioctl", TRACE_IOCTL}, {"exit", TRACE_EXIT}, {"inject", TRACE_INJECT},
+    {"vmcs", TRACE_VMCS}, {"mmu", TRACE_MMU},     {"irq", TRACE_IRQ},   {"all", ~0u},
 };
 
 static unsigned class_mask(const char *name, size_t len)

@@ -13,14 +13,14 @@ static const struct {
     uint8_t reg;
     uint16_t at;
 } gprs[] = {
-    { R_RAX, offsetof(struct kvm_regs, rax) }, { R_RBX, offsetof(struct kvm_regs, rbx) },
-    { R_RCX, offsetof(struct kvm_regs, rcx) }, { R_RDX, offsetof(struct kvm_regs, rdx) },
-    { R_RSI, offsetof(struct kvm_regs, rsi) }, { R_RDI, offsetof(struct kvm_regs, rdi) },
-    { R_RSP, offsetof(struct kvm_regs, rsp) }, { R_RBP, offsetof(struct kvm_regs, rbp) },
-    { R_R8, offsetof(struct kvm_regs, r8) },   { R_R9, offsetof(struct kvm_regs, r9) },
-    { R_R10, offsetof(struct kvm_regs, r10) }, { R_R11, offsetof(struct kvm_regs, r11) },
-    { R_R12, offsetof(struct kvm_regs, r12) }, { R_R13, offsetof(struct kvm_regs, r13) },
-    { R_R14, offsetof(struct kvm_regs, r14) }, { R_R15, offsetof(struct kvm_regs, r15) },
+    {R_RAX, offsetof(struct kvm_regs, rax)}, {R_RBX, offsetof(struct kvm_regs, rbx)},
+    {R_RCX, offsetof(struct kvm_regs, rcx)}, {R_RDX, offsetof(struct kvm_regs, rdx)},
+    {R_RSI, offsetof(struct kvm_regs, rsi)}, {R_RDI, offsetof(struct kvm_regs, rdi)},
+    {R_RSP, offsetof(struct kvm_regs, rsp)}, {R_RBP, offsetof(struct kvm_regs, rbp)},
+    {R_R8, offsetof(struct kvm_regs, r8)},   {R_R9, offsetof(struct kvm_regs, r9)},
+    {R_R10, offsetof(struct kvm_regs, r10)}, {R_R11, offsetof(struct kvm_regs, r11)},
+    {R_R12, offsetof(struct kvm_regs, r12)}, {R_R13, offsetof(struct kvm_regs, r13)},
+    {R_R14, offsetof(struct kvm_regs, r14)}, {R_R15, offsetof(struct kvm_regs, r15)},
 };
 
 long vcpu_get_regs(struct ioctl_call *c)
@@ -57,10 +57,10 @@ static const struct {
     uint8_t seg;
     uint16_t at;
 } segments[] = {
-    { SEG_CS, offsetof(struct kvm_sregs, cs) }, { SEG_DS, offsetof(struct kvm_sregs, ds) },
-    { SEG_ES, offsetof(struct kvm_sregs, es) }, { SEG_FS, offsetof(struct kvm_sregs, fs) },
-    { SEG_GS, offsetof(struct kvm_sregs, gs) }, { SEG_SS, offsetof(struct kvm_sregs, ss) },
-    { SEG_TR, offsetof(struct kvm_sregs, tr) }, { SEG_LDTR, offsetof(struct kvm_sregs, ldt) },
+    {SEG_CS, offsetof(struct kvm_sregs, cs)}, {SEG_DS, offsetof(struct kvm_sregs, ds)},
+    {SEG_ES, offsetof(struct kvm_sregs, es)}, {SEG_FS, offsetof(struct kvm_sregs, fs)},
+    {SEG_GS, offsetof(struct kvm_sregs, gs)}, {SEG_SS, offsetof(struct kvm_sregs, ss)},
+    {SEG_TR, offsetof(struct kvm_sregs, tr)}, {SEG_LDTR, offsetof(struct kvm_sregs, ldt)},
 };
 _Static_assert(offsetof(struct kvm_sregs, interrupt_bitmap) == offsetof(struct kvm_sregs2, flags), "common part");
 
@@ -115,8 +115,10 @@ static int check_sregs(struct kvm_vcpu *vcpu, const struct kvm_sregs *s)
     const bool lme_pg = (s->efer & EFER_LME) && (s->cr0 & CR0_PG);
 
     if (lme_pg && (!(s->cr4 & CR4_PAE) || !(s->efer & EFER_LMA)))
-        return because(-EINVAL, "EFER.LME=1, CR0.PG=1, CR4.PAE=%d, EFER.LMA=%d (SDM 3A, \"Paging Modes and Control "
-                                "Bits\")", !!(s->cr4 & CR4_PAE), !!(s->efer & EFER_LMA));
+        return because(-EINVAL,
+                       "EFER.LME=1, CR0.PG=1, CR4.PAE=%d, EFER.LMA=%d (SDM 3A, \"Paging Modes and Control "
+                       "Bits\")",
+                       !!(s->cr4 & CR4_PAE), !!(s->efer & EFER_LMA));
     if (lme_pg && s->cr3 >> vcpu->arch.maxphyaddr)
         return because(-EINVAL, "CR3=0x%llx, the guest has %u physical address bits", (unsigned long long)s->cr3,
                        vcpu->arch.maxphyaddr);
@@ -292,9 +294,9 @@ static struct xcomp xcomp_of(unsigned i)
     struct cpuid_regs r;
 
     if (i < 2)
-        return (struct xcomp){ i ? 160 : 32, i ? 256 : 128 };
+        return (struct xcomp){i ? 160 : 32, i ? 256 : 128};
     cpu_cpuid(0xd, i, &r);
-    return (struct xcomp){ r.ebx, r.eax };
+    return (struct xcomp){r.ebx, r.eax};
 }
 
 /* The client sees initial components as their initial values, whatever lies in the area. */
@@ -307,7 +309,7 @@ static void xsave_copy(struct kvm_vcpu *vcpu, void *out, size_t room)
     memcpy(out, cpu_fpu_area(vcpu->arch.cpu), size < room ? size : room);
     fx_materialise(out, bv);
     for (i = 2; i < 63; i++) {
-        const struct xcomp x = mask >> i & 1 && !(bv >> i & 1) ? xcomp_of(i) : (struct xcomp){ 0 };
+        const struct xcomp x = mask >> i & 1 && !(bv >> i & 1) ? xcomp_of(i) : (struct xcomp){0};
 
         if (x.size && x.at + x.size <= room)
             memset((char *)out + x.at, 0, x.size);
@@ -481,7 +483,8 @@ static void put_init_sipi(struct kvm_vcpu *vcpu, const struct kvm_vcpu_events *e
     const bool init = e->flags & KVM_VCPUEVENT_VALID_SMM ? e->smi.latched_init : init_now;
 
     kvm_apic_set_events(vcpu, init, sipi,
-                        e->flags & KVM_VCPUEVENT_VALID_SIPI_VECTOR ? (uint8_t)e->sipi_vector : kvm_apic_sipi_vector(vcpu));
+                        e->flags & KVM_VCPUEVENT_VALID_SIPI_VECTOR ? (uint8_t)e->sipi_vector
+                                                                   : kvm_apic_sipi_vector(vcpu));
 }
 
 long vcpu_set_events(struct ioctl_call *c)
@@ -493,12 +496,18 @@ long vcpu_set_events(struct ioctl_call *c)
     if (r)
         return r;
     a->exception = (struct kvm_queued_exception){
-        .pending = e->exception.pending, .injected = e->exception.injected, .vector = e->exception.nr,
-        .has_error_code = e->exception.has_error_code, .error_code = e->exception.error_code,
-        .has_payload = e->exception_has_payload, .payload = e->exception_payload,
+        .pending = e->exception.pending,
+        .injected = e->exception.injected,
+        .vector = e->exception.nr,
+        .has_error_code = e->exception.has_error_code,
+        .error_code = e->exception.error_code,
+        .has_payload = e->exception_has_payload,
+        .payload = e->exception_payload,
     };
     a->interrupt = (struct kvm_queued_interrupt){
-        .injected = e->interrupt.injected, .nr = e->interrupt.nr, .soft = e->interrupt.soft,
+        .injected = e->interrupt.injected,
+        .nr = e->interrupt.nr,
+        .soft = e->interrupt.soft,
     };
     if (e->flags & KVM_VCPUEVENT_VALID_SHADOW)
         ops->set_interrupt_shadow(c->vcpu, e->interrupt.shadow);

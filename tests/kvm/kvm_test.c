@@ -20,8 +20,8 @@ static int real_ioctl(int fd, unsigned long request, ...)
     return ioctl(fd, request, arg);
 }
 
-static const struct kvm_functions real = { real_open, close, real_ioctl, mmap };
-static const struct kvm_functions soft = { anykvm_open, anykvm_close, anykvm_ioctl, anykvm_mmap };
+static const struct kvm_functions real = {real_open, close, real_ioctl, mmap};
+static const struct kvm_functions soft = {anykvm_open, anykvm_close, anykvm_ioctl, anykvm_mmap};
 static const struct kvm_functions *chosen = &soft;
 static bool is_real;
 extern const struct kvm_functions *const kvm __attribute__((alias("chosen")));
@@ -49,7 +49,11 @@ int err(int fd, unsigned long request, ...)
 int vm_slot(struct vm *vm, unsigned slot, uint64_t gpa, uint64_t size, void *memory, unsigned flags)
 {
     struct kvm_userspace_memory_region m = {
-        .slot = slot, .flags = flags, .guest_phys_addr = gpa, .memory_size = size, .userspace_addr = (uintptr_t)memory,
+        .slot = slot,
+        .flags = flags,
+        .guest_phys_addr = gpa,
+        .memory_size = size,
+        .userspace_addr = (uintptr_t)memory,
     };
 
     return err(vm->fd, KVM_SET_USER_MEMORY_REGION, &m);
@@ -119,7 +123,7 @@ void vm_load(struct vm *vm, uint64_t gpa, const void *code, const void *end)
 
 void vm_real_mode(struct vm *vm, uint16_t ip)
 {
-    struct kvm_regs regs = { .rip = ip, .rflags = 2, .rsp = 0x8000 };
+    struct kvm_regs regs = {.rip = ip, .rflags = 2, .rsp = 0x8000};
     struct kvm_sregs s;
 
     assert_ok(vm->vcpu, KVM_GET_SREGS, &s);
@@ -132,9 +136,9 @@ void vm_real_mode(struct vm *vm, uint16_t ip)
 
 void vm_long_mode(struct vm *vm, uint64_t rip)
 {
-    struct kvm_regs regs = { .rip = rip, .rflags = 2, .rsp = 0x8000 };
-    struct kvm_segment code = { .limit = ~0u, .selector = 8, .type = 11, .present = 1, .s = 1, .l = 1, .g = 1 };
-    struct kvm_segment data = { .limit = ~0u, .selector = 16, .type = 3, .present = 1, .s = 1, .db = 1, .g = 1 };
+    struct kvm_regs regs = {.rip = rip, .rflags = 2, .rsp = 0x8000};
+    struct kvm_segment code = {.limit = ~0u, .selector = 8, .type = 11, .present = 1, .s = 1, .l = 1, .g = 1};
+    struct kvm_segment data = {.limit = ~0u, .selector = 16, .type = 3, .present = 1, .s = 1, .db = 1, .g = 1};
     uint64_t *pml4 = (uint64_t *)(vm->ram + 0x10000), *pdpt = pml4 + 512, *pd = pdpt + 512;
     uint64_t *gdt = (uint64_t *)(vm->ram + 0x9000);
     struct kvm_sregs s;
@@ -192,7 +196,7 @@ uint64_t vm_get_msr(struct vm *vm, uint32_t index)
     struct {
         struct kvm_msrs head;
         struct kvm_msr_entry e;
-    } m = { .head.nmsrs = 1, .e.index = index };
+    } m = {.head.nmsrs = 1, .e.index = index};
 
     assert_int_equal(kvm->ioctl(vm->vcpu, KVM_GET_MSRS, &m), 1);
     return m.e.data;
@@ -203,7 +207,7 @@ int vm_set_msr(struct vm *vm, uint32_t index, uint64_t value)
     struct {
         struct kvm_msrs head;
         struct kvm_msr_entry e;
-    } m = { .head.nmsrs = 1, .e = { .index = index, .data = value } };
+    } m = {.head.nmsrs = 1, .e = {.index = index, .data = value}};
 
     return kvm->ioctl(vm->vcpu, KVM_SET_MSRS, &m);
 }

@@ -40,11 +40,11 @@ struct vm {
 
 /* An ioctl's errno, 0 when it succeeded. */
 int err(int fd, unsigned long request, ...);
-#define assert_ok(fd, request, ...)          assert_int_equal(err(fd, request, __VA_ARGS__), 0)
-#define assert_errno(e, fd, request, ...)    assert_int_equal(err(fd, request, __VA_ARGS__), e)
+#define assert_ok(fd, request, ...)       assert_int_equal(err(fd, request, __VA_ARGS__), 0)
+#define assert_errno(e, fd, request, ...) assert_int_equal(err(fd, request, __VA_ARGS__), e)
 
 enum { VM_IRQCHIP = 1, VM_CPUID = 2 };
-struct vm *vm_new(unsigned flags);                         /* 1 MiB of RAM at 0, vCPU 0 */
+struct vm *vm_new(unsigned flags); /* 1 MiB of RAM at 0, vCPU 0 */
 void vm_free(struct vm *);
 int vm_slot(struct vm *, unsigned slot, uint64_t gpa, uint64_t size, void *memory, unsigned flags); /* errno */
 void vm_regs(struct vm *, struct kvm_regs *);
@@ -54,14 +54,14 @@ void vm_real_mode(struct vm *, uint16_t ip);
 /* vCPU in 64-bit mode at rip, CPL 0; page tables from 0x10000 map the first 1 GiB to itself; GDT and IDT at 0x9000 */
 void vm_long_mode(struct vm *, uint64_t rip);
 void vm_load(struct vm *, uint64_t gpa, const void *code, const void *end);
-int vm_run(struct vm *);                                   /* 0 or errno; vm->run tells the exit */
-void assert_exit(struct vm *, unsigned reason);            /* runs, expects success and that exit */
+int vm_run(struct vm *);                        /* 0 or errno; vm->run tells the exit */
+void assert_exit(struct vm *, unsigned reason); /* runs, expects success and that exit */
 void assert_out(struct vm *, uint16_t port, unsigned size, uint32_t value);
 uint64_t vm_get_msr(struct vm *, uint32_t index);
 int vm_set_msr(struct vm *, uint32_t index, uint64_t value); /* 1: taken, 0: refused */
 
-#define GUEST_(name, bits, text)                                                                                       \
-    __asm__(".pushsection .rodata\n.code" bits "\n" #name ":\n" text "\n" #name "_end:\n.code64\n.popsection\n");       \
+#define GUEST_(name, bits, text)                                                                                  \
+    __asm__(".pushsection .rodata\n.code" bits "\n" #name ":\n" text "\n" #name "_end:\n.code64\n.popsection\n"); \
     extern const uint8_t name[], name##_end[]
 #define GUEST16(name, text) GUEST_(name, "16", text)
 #define GUEST32(name, text) GUEST_(name, "32", text)

@@ -4,7 +4,7 @@
 #include <anykvm.h>
 #include <sys/wait.h>
 
-#define BAD_POINTER ((void *)0x10)
+#define BAD_POINTER   ((void *)0x10)
 #define NO_SUCH_IOCTL _IO(KVMIO, 0xfe)
 
 static int setup(void **state)
@@ -59,17 +59,27 @@ static void bad_pointers(void **state)
 {
     struct vm *vm = *state;
     static const unsigned long on_vm[] = {
-        KVM_SET_USER_MEMORY_REGION, KVM_GET_DIRTY_LOG, KVM_ENABLE_CAP, KVM_SET_IDENTITY_MAP_ADDR, KVM_IRQFD,
-        KVM_IOEVENTFD, KVM_REGISTER_COALESCED_MMIO, KVM_SET_CLOCK, KVM_GET_CLOCK, KVM_SIGNAL_MSI, KVM_CREATE_PIT2,
+        KVM_SET_USER_MEMORY_REGION,
+        KVM_GET_DIRTY_LOG,
+        KVM_ENABLE_CAP,
+        KVM_SET_IDENTITY_MAP_ADDR,
+        KVM_IRQFD,
+        KVM_IOEVENTFD,
+        KVM_REGISTER_COALESCED_MMIO,
+        KVM_SET_CLOCK,
+        KVM_GET_CLOCK,
+        KVM_SIGNAL_MSI,
+        KVM_CREATE_PIT2,
     };
     static const unsigned long on_vcpu[] = {
-        KVM_GET_REGS, KVM_SET_REGS, KVM_GET_SREGS, KVM_SET_SREGS, KVM_GET_FPU, KVM_SET_FPU, KVM_GET_MSRS, KVM_SET_MSRS,
-        KVM_SET_CPUID2, KVM_GET_CPUID2, KVM_GET_VCPU_EVENTS, KVM_SET_VCPU_EVENTS, KVM_GET_DEBUGREGS,
-        KVM_SET_DEBUGREGS, KVM_GET_XCRS, KVM_SET_XCRS, KVM_GET_XSAVE, KVM_SET_XSAVE, KVM_GET_MP_STATE,
-        KVM_SET_MP_STATE, KVM_TRANSLATE, KVM_INTERRUPT, KVM_SET_GUEST_DEBUG, KVM_X86_SETUP_MCE, KVM_SET_SIGNAL_MASK,
+        KVM_GET_REGS,        KVM_SET_REGS,        KVM_GET_SREGS,       KVM_SET_SREGS,     KVM_GET_FPU,
+        KVM_SET_FPU,         KVM_GET_MSRS,        KVM_SET_MSRS,        KVM_SET_CPUID2,    KVM_GET_CPUID2,
+        KVM_GET_VCPU_EVENTS, KVM_SET_VCPU_EVENTS, KVM_GET_DEBUGREGS,   KVM_SET_DEBUGREGS, KVM_GET_XCRS,
+        KVM_SET_XCRS,        KVM_GET_XSAVE,       KVM_SET_XSAVE,       KVM_GET_MP_STATE,  KVM_SET_MP_STATE,
+        KVM_TRANSLATE,       KVM_INTERRUPT,       KVM_SET_GUEST_DEBUG, KVM_X86_SETUP_MCE, KVM_SET_SIGNAL_MASK,
     };
-    static const unsigned long on_sys[] = { KVM_GET_MSR_INDEX_LIST, KVM_GET_MSR_FEATURE_INDEX_LIST, KVM_GET_MSRS,
-                                            KVM_GET_SUPPORTED_CPUID, KVM_X86_GET_MCE_CAP_SUPPORTED };
+    static const unsigned long on_sys[] = {KVM_GET_MSR_INDEX_LIST, KVM_GET_MSR_FEATURE_INDEX_LIST, KVM_GET_MSRS,
+                                           KVM_GET_SUPPORTED_CPUID, KVM_X86_GET_MCE_CAP_SUPPORTED};
     unsigned i;
 
     for (i = 0; i < sizeof(on_vm) / sizeof(on_vm[0]); i++)
@@ -84,9 +94,19 @@ static void extensions(void **state)
 {
     struct vm *vm = *state;
     static const unsigned long must[] = {
-        KVM_CAP_USER_MEMORY, KVM_CAP_DESTROY_MEMORY_REGION_WORKS, KVM_CAP_JOIN_MEMORY_REGIONS_WORKS,
-        KVM_CAP_SET_TSS_ADDR, KVM_CAP_EXT_CPUID, KVM_CAP_MP_STATE, KVM_CAP_IRQ_ROUTING, KVM_CAP_IRQCHIP, KVM_CAP_HLT,
-        KVM_CAP_COALESCED_MMIO, KVM_CAP_PIT2, KVM_CAP_IRQ_INJECT_STATUS, KVM_CAP_IMMEDIATE_EXIT,
+        KVM_CAP_USER_MEMORY,
+        KVM_CAP_DESTROY_MEMORY_REGION_WORKS,
+        KVM_CAP_JOIN_MEMORY_REGIONS_WORKS,
+        KVM_CAP_SET_TSS_ADDR,
+        KVM_CAP_EXT_CPUID,
+        KVM_CAP_MP_STATE,
+        KVM_CAP_IRQ_ROUTING,
+        KVM_CAP_IRQCHIP,
+        KVM_CAP_HLT,
+        KVM_CAP_COALESCED_MMIO,
+        KVM_CAP_PIT2,
+        KVM_CAP_IRQ_INJECT_STATUS,
+        KVM_CAP_IMMEDIATE_EXIT,
     };
     unsigned i;
 
@@ -103,7 +123,7 @@ static void msr_lists(void **state)
 {
     struct vm *vm = *state;
     struct kvm_msr_list *list = calloc(1, sizeof(*list) + 1000 * sizeof(uint32_t));
-    struct kvm_msr_list none = { .nmsrs = 0 };
+    struct kvm_msr_list none = {.nmsrs = 0};
     unsigned i, n;
 
     assert_errno(E2BIG, vm->sys, KVM_GET_MSR_INDEX_LIST, &none);
@@ -126,7 +146,7 @@ static void msr_lists(void **state)
         struct {
             struct kvm_msrs head;
             struct kvm_msr_entry e;
-        } m = { .head.nmsrs = 1, .e.index = list->indices[i] };
+        } m = {.head.nmsrs = 1, .e.index = list->indices[i]};
 
         assert_int_equal(kvm->ioctl(vm->sys, KVM_GET_MSRS, &m), 1);
     }
@@ -139,7 +159,7 @@ static void msr_counts(void **state)
     struct {
         struct kvm_msrs head;
         struct kvm_msr_entry e[3];
-    } m = { .head.nmsrs = 3, .e = { { .index = 0x174 }, { .index = 0xdead0000 }, { .index = 0x175 } } };
+    } m = {.head.nmsrs = 3, .e = {{.index = 0x174}, {.index = 0xdead0000}, {.index = 0x175}}};
 
     assert_int_equal(kvm->ioctl(vm->vcpu, KVM_GET_MSRS, &m), 1);
     assert_int_equal(kvm->ioctl(vm->vcpu, KVM_SET_MSRS, &m), 1);
@@ -177,8 +197,8 @@ static void supported_cpuid(void **state)
     assert_non_null(one);
     assert_non_null(sig);
     assert_memory_equal(&sig->ebx, "KVMKVMKVM\0\0\0", 12);
-    assert_true(one->ecx >> 31 & 1);        /* hypervisor */
-    assert_true(one->ecx >> 21 & 1);        /* x2APIC, by KVM itself */
+    assert_true(one->ecx >> 31 & 1); /* hypervisor */
+    assert_true(one->ecx >> 21 & 1); /* x2APIC, by KVM itself */
     assert_ok(vm->vcpu, KVM_SET_CPUID2, c);
     c->nent = 1;
     assert_errno(E2BIG, vm->vcpu, KVM_GET_CPUID2, c);
@@ -208,8 +228,8 @@ static void vcpu_ids(void **state)
 static void irqchip_order(void **state)
 {
     struct vm *vm = *state;
-    struct kvm_irqchip chip = { .chip_id = KVM_IRQCHIP_IOAPIC };
-    struct kvm_irq_level level = { .irq = 4, .level = 1 };
+    struct kvm_irqchip chip = {.chip_id = KVM_IRQCHIP_IOAPIC};
+    struct kvm_irq_level level = {.irq = 4, .level = 1};
     struct kvm_pit_state2 pit;
     struct kvm_lapic_state lapic;
     int fd;
@@ -357,7 +377,7 @@ static void mp_state_and_mce(void **state)
 static void capabilities_to_enable(void **state)
 {
     struct vm *vm = *state;
-    struct kvm_enable_cap cap = { .cap = KVM_CAP_EXCEPTION_PAYLOAD, .args = { 1 } };
+    struct kvm_enable_cap cap = {.cap = KVM_CAP_EXCEPTION_PAYLOAD, .args = {1}};
 
     assert_ok(vm->fd, KVM_ENABLE_CAP, &cap);
     cap.flags = 1;
@@ -384,7 +404,8 @@ static void descriptors_live_by_reference(void **state)
     assert_ok(vm->vcpu, KVM_GET_REGS, &regs);
     kvm->close(vm->vcpu);
     assert_ok(copy, KVM_GET_REGS, &regs);
-    assert_int_equal(kvm->ioctl(other, KVM_CHECK_EXTENSION, (unsigned long)KVM_CAP_HLT), 1); /* dup, never used before */
+    assert_int_equal(kvm->ioctl(other, KVM_CHECK_EXTENSION, (unsigned long)KVM_CAP_HLT),
+                     1); /* dup, never used before */
     vm->fd = other;
     vm->vcpu = copy;
     assert_int_equal(fcntl(kvm->open("/dev/kvm", O_RDWR | O_CLOEXEC), F_GETFD), FD_CLOEXEC);
@@ -416,10 +437,24 @@ static void another_process_gets_eio(void **state)
 int main(void)
 {
     const struct CMUnitTest tests[] = {
-        T(version_and_sizes), T(only_dev_kvm_is_opened), T(unknown_numbers), T(bad_pointers), T(extensions),
-        T(msr_lists), T(msr_counts), T(supported_cpuid), T(vcpu_ids), T(irqchip_order), T(sregs_checks),
-        T(registers_round_trip), T(fpu_round_trip), T(events_and_debug_registers), T(mp_state_and_mce),
-        T(capabilities_to_enable), T(descriptors_live_by_reference), T(another_process_gets_eio),
+        T(version_and_sizes),
+        T(only_dev_kvm_is_opened),
+        T(unknown_numbers),
+        T(bad_pointers),
+        T(extensions),
+        T(msr_lists),
+        T(msr_counts),
+        T(supported_cpuid),
+        T(vcpu_ids),
+        T(irqchip_order),
+        T(sregs_checks),
+        T(registers_round_trip),
+        T(fpu_round_trip),
+        T(events_and_debug_registers),
+        T(mp_state_and_mce),
+        T(capabilities_to_enable),
+        T(descriptors_live_by_reference),
+        T(another_process_gets_eio),
     };
 
     return cmocka_run_group_tests(tests, NULL, NULL);

@@ -49,7 +49,8 @@ static void hlt_in_real_mode(void **state)
     assert_int_equal(vm_reg_rip(vm), 0x1002);
 }
 
-GUEST16(g_out, "mov $0x12345678, %eax; mov $0x3f8, %dx; outb %al, %dx; outw %ax, %dx; outl %eax, %dx; outb %al, $0x80; hlt");
+GUEST16(g_out,
+        "mov $0x12345678, %eax; mov $0x3f8, %dx; outb %al, %dx; outw %ax, %dx; outl %eax, %dx; outb %al, $0x80; hlt");
 static void out_of_each_width(void **state)
 {
     struct vm *vm = REAL(state, g_out);
@@ -67,8 +68,8 @@ GUEST64(g_in, "mov $0x1111111122222222, %rax; mov $0x60, %dx; inb %dx, %al; mov 
 static void in_of_each_width(void **state)
 {
     struct vm *vm = LONG(state, g_in);
-    const uint64_t want[] = { 0x11111111222222ab, 0x111111112222abcd, 0x00000000deadbeef };
-    const uint32_t give[] = { 0xab, 0xabcd, 0xdeadbeef };
+    const uint64_t want[] = {0x11111111222222ab, 0x111111112222abcd, 0x00000000deadbeef};
+    const uint32_t give[] = {0xab, 0xabcd, 0xdeadbeef};
     unsigned i;
 
     for (i = 0; i < 3; i++) {
@@ -87,7 +88,7 @@ static void string_io(void **state)
 {
     struct vm *vm = REAL(state, g_outs);
     char out[6] = "";
-    const uint16_t in[] = { 0x1122, 0x3344, 0x5566 };
+    const uint16_t in[] = {0x1122, 0x3344, 0x5566};
     unsigned n = 0;
 
     memcpy(vm->ram + 0x2000, "hello", 5);
@@ -145,7 +146,7 @@ GUEST64(g_mmio, "mov $0x10000000, %rbx; mov $0x1122334455667788, %rax; movb %al,
 static void mmio_of_each_width(void **state)
 {
     struct vm *vm = LONG(state, g_mmio);
-    const uint64_t want[] = { 0x5a, 0x0102030405060708, 0xffffffffffff8001, 0x77, 0xcafe };
+    const uint64_t want[] = {0x5a, 0x0102030405060708, 0xffffffffffff8001, 0x77, 0xcafe};
 
     assert_mmio(vm, true, 0x10000000, 1, 0x88);
     assert_mmio(vm, true, 0x10000002, 2, 0x7788);
@@ -234,7 +235,7 @@ GUEST64(g_handler, "out %al, $0x21; hlt");
 static void interrupt_and_window(void **state)
 {
     struct vm *vm = LONG(state, g_irq);
-    struct kvm_interrupt irq = { .irq = 0x31 };
+    struct kvm_interrupt irq = {.irq = 0x31};
 
     LOAD(vm, 0x5000, g_handler);
     set_gate(vm, 0x31, 0x5000);
@@ -310,7 +311,7 @@ static void *kick_later(void *target)
 
 static void signal_leaves(void **state, struct vm *vm)
 {
-    struct sigaction sa = { .sa_handler = on_signal };
+    struct sigaction sa = {.sa_handler = on_signal};
     pthread_t self = pthread_self(), thread;
 
     sigaction(SIGUSR1, &sa, NULL);
@@ -336,7 +337,7 @@ static void signal_mask(void **state)
     struct {
         struct kvm_signal_mask head;
         uint8_t set[8];
-    } __attribute__((packed)) m = { .head.len = 4 };
+    } __attribute__((packed)) m = {.head.len = 4};
     sigset_t block, pending;
 
     assert_errno(EINVAL, vm->vcpu, KVM_SET_SIGNAL_MASK, &m);
@@ -389,11 +390,11 @@ static void msrs_in_the_guest(void **state)
 static void msr_exits(void **state)
 {
     struct vm *vm = LONG(state, g_msr);
-    struct kvm_enable_cap cap = { .cap = KVM_CAP_X86_USER_SPACE_MSR,
-                                  .args = { KVM_MSR_EXIT_REASON_UNKNOWN | KVM_MSR_EXIT_REASON_FILTER } };
-    uint8_t none[8] = { 0 };
-    struct kvm_msr_filter filter = { .ranges[0] = { .flags = KVM_MSR_FILTER_WRITE, .nmsrs = 1, .base = 0xc0000082,
-                                                    .bitmap = none } };
+    struct kvm_enable_cap cap = {.cap = KVM_CAP_X86_USER_SPACE_MSR,
+                                 .args = {KVM_MSR_EXIT_REASON_UNKNOWN | KVM_MSR_EXIT_REASON_FILTER}};
+    uint8_t none[8] = {0};
+    struct kvm_msr_filter filter = {
+        .ranges[0] = {.flags = KVM_MSR_FILTER_WRITE, .nmsrs = 1, .base = 0xc0000082, .bitmap = none}};
 
     LOAD(vm, 0x5000, g_gp);
     set_gate(vm, 13, 0x5000);
@@ -454,7 +455,7 @@ static void registers_in_kvm_run(void **state)
 static void translate(void **state)
 {
     struct vm *vm = LONG(state, g_hlt);
-    struct kvm_translation t = { .linear_address = 0x1234567 };
+    struct kvm_translation t = {.linear_address = 0x1234567};
 
     assert_ok(vm->vcpu, KVM_TRANSLATE, &t);
     assert_int_equal(t.valid, 1);
@@ -483,11 +484,29 @@ static void client_replaces_code(void **state)
 int main(void)
 {
     const struct CMUnitTest tests[] = {
-        T(hlt_in_real_mode), T(out_of_each_width), T(in_of_each_width), T(string_io), T(pio_loop),
-        T(mmio_of_each_width), T(mmio_wide_and_crossing), T(flat_64_bit_guest), T(triple_fault_is_shutdown),
-        T(page_fault_is_the_guests_own), T(interrupt_and_window), T(nmi), T(exception_by_vcpu_events),
-        T(immediate_exit), T(signal_leaves_a_running_guest), T(signal_mask), T(cpuid_in_the_guest),
-        T(msrs_in_the_guest), T(msr_exits), T(tsc), T(registers_in_kvm_run), T(translate), T(client_replaces_code),
+        T(hlt_in_real_mode),
+        T(out_of_each_width),
+        T(in_of_each_width),
+        T(string_io),
+        T(pio_loop),
+        T(mmio_of_each_width),
+        T(mmio_wide_and_crossing),
+        T(flat_64_bit_guest),
+        T(triple_fault_is_shutdown),
+        T(page_fault_is_the_guests_own),
+        T(interrupt_and_window),
+        T(nmi),
+        T(exception_by_vcpu_events),
+        T(immediate_exit),
+        T(signal_leaves_a_running_guest),
+        T(signal_mask),
+        T(cpuid_in_the_guest),
+        T(msrs_in_the_guest),
+        T(msr_exits),
+        T(tsc),
+        T(registers_in_kvm_run),
+        T(translate),
+        T(client_replaces_code),
     };
 
     return cmocka_run_group_tests(tests, NULL, NULL);

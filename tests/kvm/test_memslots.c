@@ -24,11 +24,11 @@ static void errnos(void **state)
     const uint64_t high = 1ull << 32;
 
     assert_int_equal(vm_slot(vm, 1, high, 4 * PAGE, mem, 0), 0);
-    assert_int_equal(vm_slot(vm, 1, high, 4 * PAGE, mem, 0), 0);                 /* the same again */
-    assert_int_equal(vm_slot(vm, 1, high, 5 * PAGE, mem, 0), EINVAL);            /* another size */
-    assert_int_equal(vm_slot(vm, 1, high, 4 * PAGE, mem + PAGE, 0), EINVAL);     /* other memory */
+    assert_int_equal(vm_slot(vm, 1, high, 4 * PAGE, mem, 0), 0);             /* the same again */
+    assert_int_equal(vm_slot(vm, 1, high, 5 * PAGE, mem, 0), EINVAL);        /* another size */
+    assert_int_equal(vm_slot(vm, 1, high, 4 * PAGE, mem + PAGE, 0), EINVAL); /* other memory */
     assert_int_equal(vm_slot(vm, 1, high, 4 * PAGE, mem, KVM_MEM_READONLY), EINVAL);
-    assert_int_equal(vm_slot(vm, 2, high + 3 * PAGE, PAGE, mem, 0), EEXIST);     /* overlaps */
+    assert_int_equal(vm_slot(vm, 2, high + 3 * PAGE, PAGE, mem, 0), EEXIST); /* overlaps */
     assert_int_equal(vm_slot(vm, 2, high - PAGE, 2 * PAGE, mem, 0), EEXIST);
     assert_int_equal(vm_slot(vm, 2, high + 4 * PAGE, PAGE, mem, 0), 0);          /* touches */
     assert_int_equal(vm_slot(vm, 2, high + 2 * PAGE, PAGE, mem, 0), EEXIST);     /* a move onto another */
@@ -37,13 +37,13 @@ static void errnos(void **state)
     assert_int_equal(vm_slot(vm, 3, high * 2, PAGE + 1, mem, 0), EINVAL);
     assert_int_equal(vm_slot(vm, 3, high * 2, PAGE, mem + 1, 0), EINVAL);
     assert_int_equal(vm_slot(vm, 3, high * 2, PAGE, (void *)0xffff800000000000, 0), EINVAL);
-    assert_int_equal(vm_slot(vm, 3, -PAGE, 2 * PAGE, mem, 0), EINVAL);           /* wraps */
+    assert_int_equal(vm_slot(vm, 3, -PAGE, 2 * PAGE, mem, 0), EINVAL); /* wraps */
     assert_int_equal(vm_slot(vm, 3, 1ull << 60, PAGE, mem, 0), EINVAL);
-    assert_int_equal(vm_slot(vm, 3, high * 2, PAGE, mem, 1 << 7), EINVAL);       /* flags */
-    assert_int_equal(vm_slot(vm, 3, high * 2, 0, mem, 0), EINVAL);               /* nothing to delete */
+    assert_int_equal(vm_slot(vm, 3, high * 2, PAGE, mem, 1 << 7), EINVAL); /* flags */
+    assert_int_equal(vm_slot(vm, 3, high * 2, 0, mem, 0), EINVAL);         /* nothing to delete */
     assert_int_equal(vm_slot(vm, slots, high * 2, PAGE, mem, 0), EINVAL);
     assert_int_equal(vm_slot(vm, slots - 1, high * 2, PAGE, mem, 0), 0);
-    assert_int_equal(vm_slot(vm, 9 << 16, high * 3, PAGE, mem, 0), EINVAL);      /* address space */
+    assert_int_equal(vm_slot(vm, 9 << 16, high * 3, PAGE, mem, 0), EINVAL); /* address space */
     assert_int_equal(vm_slot(vm, 1, high, 0, NULL, 0), 0);
     assert_int_equal(vm_slot(vm, 1, high, 0, NULL, 0), EINVAL);
     munmap(mem, 16 * PAGE);
@@ -53,8 +53,8 @@ static void dirty_log_errnos(void **state)
 {
     struct vm *vm = *state;
     uint64_t bits[8];
-    struct kvm_dirty_log log = { .slot = 0, .dirty_bitmap = bits };
-    struct kvm_clear_dirty_log clear = { .slot = 0, .num_pages = 64, .dirty_bitmap = bits };
+    struct kvm_dirty_log log = {.slot = 0, .dirty_bitmap = bits};
+    struct kvm_clear_dirty_log clear = {.slot = 0, .num_pages = 64, .dirty_bitmap = bits};
 
     assert_errno(ENOENT, vm->fd, KVM_GET_DIRTY_LOG, &log); /* not logged */
     log.slot = 5;
@@ -98,7 +98,7 @@ static struct vm *writer(void **state)
 
 static unsigned dirty_pages(struct vm *vm, uint64_t bits[4])
 {
-    struct kvm_dirty_log log = { .slot = 0, .dirty_bitmap = bits };
+    struct kvm_dirty_log log = {.slot = 0, .dirty_bitmap = bits};
     unsigned n = 0, i;
 
     assert_ok(vm->fd, KVM_GET_DIRTY_LOG, &log);
@@ -132,9 +132,9 @@ static void dirty_log_by_get(void **state)
 static void dirty_log_by_clear(void **state)
 {
     struct vm *vm = writer(state);
-    struct kvm_enable_cap cap = { .cap = KVM_CAP_MANUAL_DIRTY_LOG_PROTECT2, .args = { 1 } };
-    uint64_t bits[4], mask[4] = { 0 };
-    struct kvm_clear_dirty_log clear = { .slot = 0, .first_page = 64, .num_pages = 64, .dirty_bitmap = mask };
+    struct kvm_enable_cap cap = {.cap = KVM_CAP_MANUAL_DIRTY_LOG_PROTECT2, .args = {1}};
+    uint64_t bits[4], mask[4] = {0};
+    struct kvm_clear_dirty_log clear = {.slot = 0, .first_page = 64, .num_pages = 64, .dirty_bitmap = mask};
 
     assert_ok(vm->fd, KVM_ENABLE_CAP, &cap);
     guest_writes(vm, 0x50000); /* sets the dirty bit of the guest's own page table: a write too */
@@ -177,7 +177,7 @@ static void slot_comes_and_goes(void **state)
 {
     struct vm *vm = *state;
     uint64_t *pdpt;
-    struct churn c = { .vm = vm };
+    struct churn c = {.vm = vm};
     pthread_t thread;
     unsigned mmio = 0, i;
 
@@ -228,8 +228,9 @@ static void many_slots(void **state)
 #define T(f) cmocka_unit_test_setup_teardown(f, setup, teardown)
 int main(void)
 {
-    const struct CMUnitTest tests[] = { T(errnos), T(dirty_log_errnos), T(dirty_log_by_get), T(dirty_log_by_clear),
-                                        T(slot_comes_and_goes), T(many_slots) };
+    const struct CMUnitTest tests[] = {
+        T(errnos),    T(dirty_log_errnos), T(dirty_log_by_get), T(dirty_log_by_clear), T(slot_comes_and_goes),
+        T(many_slots)};
 
     return cmocka_run_group_tests(tests, NULL, NULL);
 }
