@@ -433,6 +433,55 @@ static void another_process_gets_eio(void **state)
     assert_int_equal(vm_run(vm) == EIO, 0); /* the child's close was the child's */
 }
 
+/* api.rst 4.133: header, id, descriptors, data; the sizes agree and the file ends where the data does. */
+static void statistics(void **state)
+{
+    struct vm *vm = *state;
+    const int fds[] = {vm->fd, vm->vcpu};
+    unsigned i, n;
+
+    for (i = 0; i < 2; i++) {
+        const int fd = kvm->ioctl(fds[i], KVM_GET_STATS_FD, 0ul);
+        struct kvm_stats_header h;
+        char id[64] = "";
+
+        assert_true(fd >= 0);
+        assert_int_equal(pread(fd, &h, sizeof(h), 0), sizeof(h));
+        assert_in_range(h.num_desc, 1, 1000);
+        assert_true(pread(fd, id, 20, h.id_offset) > 0);
+        assert_memory_equal(id, "kvm-", 4);
+        for (n = 0; n < h.num_desc; n++) {
+            char raw[sizeof(struct kvm_stats_desc) + 256];
+            const struct kvm_stats_desc *d = (const void *)raw;
+            const size_t size = sizeof(*d) + h.name_size;
+            uint64_t value;
+
+            assert_true(size <= sizeof(raw));
+            assert_int_equal(pread(fd, raw, size, (off_t)(h.desc_offset + n * size)), size);
+            assert_in_range(strnlen(d->name, h.name_size), 1, h.name_size - 1);
+            assert_true(d->size >= 1);
+            assert_int_equal(pread(fd, &value, 8, h.data_offset + d->offset + 8 * (d->size - 1)), 8);
+        }
+        close(fd);
+    }
+}
+
+static void parameters(void **state)
+{
+    const char *bad = NULL, *text = "ept=1,colour=red";
+
+    if (kvm_is_real)
+        skip();
+    assert_int_equal(anykvm_set_params(text, &bad), -1);
+    assert_int_equal(errno, EINVAL);
+    assert_ptr_equal(bad, text + 6);
+    assert_int_equal(anykvm_set_params("ept=2", NULL), -1);
+    assert_int_equal(anykvm_set_params("ept", NULL), -1);
+    assert_int_equal(anykvm_set_params("engine=none-such", NULL), -1);
+    assert_int_equal(anykvm_set_params("engine=interp,vpid=1", NULL), 0);
+    assert_int_equal(anykvm_set_params("", NULL), 0);
+}
+
 #define T(f) cmocka_unit_test_setup_teardown(f, setup, teardown)
 int main(void)
 {
@@ -455,6 +504,8 @@ int main(void)
         T(capabilities_to_enable),
         T(descriptors_live_by_reference),
         T(another_process_gets_eio),
+        T(statistics),
+        T(parameters),
     };
 
     return cmocka_run_group_tests(tests, NULL, NULL);
