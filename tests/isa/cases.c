@@ -11,6 +11,8 @@ unsigned verbose, max_reports = 200;
 static unsigned reports, row_reports[OP_COUNT];
 
 static struct regs before;
+static unsigned guest_len, host_len; /* of the instruction, where the two sides run different encodings */
+static uint64_t host_rip;
 static struct outcome host, guest;
 
 uint64_t rnd_value(void)
@@ -128,7 +130,7 @@ static uint8_t *vector_element(struct xsave_area *a, unsigned reg, unsigned n, u
 /* ---- memory operands ---- */
 static uint64_t segment_base(enum cpu_mode mode)
 {
-    return mode == MODE_COMPAT16 ? ARENA : 0;
+    return mode == MODE_COMPAT16 && host_has_mode(mode) ? ARENA : 0;
 }
 
 /* A linear address for an operand of size bytes. */
@@ -403,6 +405,8 @@ static bool fpu_differs(const struct xsave_area *a, const struct xsave_area *b)
         if (l->mask >> i & 1 && bytes_differ(names[i], (const uint8_t *)a + l->comp[i].offset,
                                              (const uint8_t *)b + l->comp[i].offset, l->comp[i].size))
             return true;
+    if (host_rip != before.rip)
+        return false;
     if (a->fop != b->fop || a->fip != b->fip || a->fdp != b->fdp)
         DIFFER("x87 pointers: host fop %x fip %llx fdp %llx, interpreter %x %llx %llx", a->fop,
                (unsigned long long)a->fip, (unsigned long long)a->fdp, b->fop, (unsigned long long)b->fip,
@@ -456,7 +460,8 @@ static bool differs(const struct form *f)
         if (host.r.gpr[i] != guest.r.gpr[i])
             DIFFER("%s: host %llx, interpreter %llx (before %llx)", names[i], (unsigned long long)host.r.gpr[i],
                    (unsigned long long)guest.r.gpr[i], (unsigned long long)before.gpr[i]);
-    if (host.r.rip != guest.r.rip)
+    if (host_len == guest_len ? host.r.rip - host_rip != guest.r.rip - before.rip
+                              : host.vector < 0 && host.r.rip - host_rip - host_len != guest.r.rip - before.rip - guest_len)
         DIFFER("rip: host %llx, interpreter %llx", (unsigned long long)host.r.rip, (unsigned long long)guest.r.rip);
     if ((host.r.rflags ^ guest.r.rflags) & ~masked)
         DIFFER("rflags: host %llx, interpreter %llx", (unsigned long long)host.r.rflags,
@@ -498,6 +503,32 @@ static void alloc_states(void)
     memset(before.fpu, 0, size);
 }
 
+/* Put the bytes on both code pages. False: this host cannot be asked about them. */
+static bool place(enum cpu_mode mode, const uint8_t *bytes, const struct decoded *d, unsigned at)
+{
+    uint8_t other[15];
+
+    guest_len = host_len = d->zi.length;
+    if (!host_has_mode(mode)) {
+        host_len = form_in_64(mode, bytes, d, other);
+        if (!host_len)
+            return false;
+    }
+    memcpy(host_page(PG_CODE) + at, host_has_mode(mode) ? bytes : other, host_len);
+    memcpy(guest_page(PG_CODE) + at, bytes, guest_len);
+    host_rip = host_has_mode(mode) ? before.rip : ARENA + at;
+    return true;
+}
+
+static void run_host(enum cpu_mode mode, const struct decoded *d)
+{
+    struct regs r = before;
+
+    r.rip = host_rip;
+    host_repeats = d->zi.meta.branch_type == ZYDIS_BRANCH_TYPE_NONE; /* strings, and gathers */
+    host_run(host_has_mode(mode) ? mode : MODE_64, &r, &host);
+}
+
 void run_form(enum cpu_mode mode, const struct form *f, unsigned n, struct totals *t)
 {
     const unsigned each = 8;
@@ -520,14 +551,15 @@ void run_form(enum cpu_mode mode, const struct form *f, unsigned n, struct total
         }
         before.rip = (mode == MODE_COMPAT16 ? 0 : ARENA) + at;
         patch_displacement(mode, bytes, &d, before.rip);
-        memcpy(host_page(PG_CODE) + at, bytes, d.zi.length);
-        memcpy(guest_page(PG_CODE) + at, bytes, d.zi.length);
+        if (!place(mode, bytes, &d, at)) {
+            t->not_comparable++;
+            continue;
+        }
         host_fpu_save(guest_cpu());
         insn_decode(bytes, d.zi.length, mode, &in);
         for (unsigned j = 0; j < each; j++) {
             random_state(mode, f, &d);
-            host_repeats = d.zi.meta.branch_type == ZYDIS_BRANCH_TYPE_NONE; /* strings, and gathers */
-            host_run(mode, &before, &host);
+            run_host(mode, &d);
             guest_run(&in, &before, &guest);
             t->cases++;
             row_cases[f->row]++;

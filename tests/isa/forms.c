@@ -314,6 +314,9 @@ const char *form_skipped(enum cpu_mode mode, const struct form *f)
 {
     struct decoded d;
 
+    if (!host_has_mode(mode) && (op_rows[f->row].interp == in_fxsave || op_rows[f->row].interp == in_fxrstor ||
+                                 op_rows[f->row].interp == in_xsave || op_rows[f->row].interp == in_xrstor))
+        return "64-bit code saves more registers";
     if (!form_decode(mode, f->bytes, &d) || d.zi.meta.branch_type == ZYDIS_BRANCH_TYPE_FAR)
         return "the host's descriptor tables";
     for (unsigned i = 0; i < d.zi.operand_count_visible; i++) {
@@ -326,4 +329,54 @@ const char *form_skipped(enum cpu_mode mode, const struct form *f)
             return "privileged";
     }
     return NULL;
+}
+
+/* ---- 16 and 32-bit code on a host that runs only 64-bit code ---- */
+static bool same_operand(const ZydisDecodedOperand *a, const ZydisDecodedOperand *b)
+{
+    if (a->type != b->type || a->size != b->size || a->visibility != b->visibility)
+        return false;
+    switch (a->type) {
+    case ZYDIS_OPERAND_TYPE_REGISTER:
+        return a->reg.value == b->reg.value ||
+               ZydisRegisterGetClass(a->reg.value) == ZYDIS_REGCLASS_FLAGS; /* EFLAGS, RFLAGS */
+    case ZYDIS_OPERAND_TYPE_MEMORY:
+        return a->mem.base == b->mem.base && a->mem.index == b->mem.index && a->mem.scale == b->mem.scale &&
+               a->mem.disp.value == b->mem.disp.value;
+    case ZYDIS_OPERAND_TYPE_IMMEDIATE:
+        return a->imm.is_relative == b->imm.is_relative && (uint32_t)a->imm.value.u == (uint32_t)b->imm.value.u;
+    default:
+        return false;
+    }
+}
+
+unsigned form_in_64(enum cpu_mode mode, const uint8_t *bytes, const struct decoded *d, uint8_t out[15])
+{
+    static const uint8_t prefixes[][3] = { { 0 }, { 0x67 }, { 0x66 }, { 0x66, 0x67 } };
+    uint8_t rest[15];
+    unsigned n = 0;
+
+    for (unsigned i = 0; i < d->zi.length; i++) { /* without 66 and 67: they are chosen anew */
+        if (i >= d->zi.raw.prefix_count || (bytes[i] != 0x66 && bytes[i] != 0x67))
+            rest[n++] = bytes[i];
+    }
+    for (unsigned p = 0; p < ARRAY_SIZE(prefixes); p++) {
+        struct decoded e;
+        unsigned k = 0, i;
+
+        for (; prefixes[p][k]; k++)
+            out[k] = prefixes[p][k];
+        if (n + k > 14)
+            return 0;
+        memcpy(out + k, rest, n);
+        memset(out + k + n, 0, 15 - n - k);
+        if (!form_decode(MODE_64, out, &e) || e.zi.mnemonic != d->zi.mnemonic || e.zi.length != n + k ||
+            e.zi.operand_count != d->zi.operand_count || e.zi.operand_width != d->zi.operand_width)
+            continue;
+        for (i = 0; i < e.zi.operand_count && same_operand(&e.ops[i], &d->ops[i]); i++)
+            ;
+        if (i == e.zi.operand_count)
+            return n + k;
+    }
+    return 0;
 }

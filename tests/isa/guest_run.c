@@ -44,12 +44,13 @@ static struct segment flat(uint16_t sel, uint32_t attr)
 void guest_mode(enum cpu_mode mode)
 {
     struct cpu_state *s = cpu_state(cpu);
-    const struct segment data = mode == MODE_COMPAT16
+    const bool native = host_has_mode(mode); /* if not: flat data, as the 64-bit code that it is compared with */
+    const struct segment data = mode == MODE_COMPAT16 && native
                                     ? (struct segment){ .sel = LDT_DATA16, .base = ARENA, .limit = 0xffff, .attr = 0xf3 }
                                     : flat(0x2b, 0xc0f3);
     uint16_t cs, ss;
 
-    segments_for(mode, &cs, &ss);
+    segments_for(native ? mode : MODE_64, &cs, &ss);
     s->seg[SEG_DS] = s->seg[SEG_ES] = s->seg[SEG_SS] = data;
     s->seg[SEG_FS] = s->seg[SEG_GS] = (struct segment){ .attr = AR_UNUSABLE };
     s->seg[SEG_CS] = mode == MODE_64        ? flat(cs, 0xa0fb)

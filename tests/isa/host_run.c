@@ -133,6 +133,18 @@ void host_run(enum cpu_mode mode, const struct regs *in, struct outcome *out)
         out->error = 0;
 }
 
+bool host_has_mode(enum cpu_mode mode)
+{
+    uint32_t cs, rights;
+    uint16_t sel, ss;
+    bool ok;
+
+    segments_for(mode, &sel, &ss);
+    cs = sel;
+    __asm__("lar %2, %0\n setz %1" : "=&r"(rights), "=q"(ok) : "r"(cs) : "cc");
+    return ok;
+}
+
 uint8_t *host_page(unsigned pg)
 {
     return page_mapped(pg) ? alias + pg * PAGE_SIZE : NULL;
@@ -143,15 +155,21 @@ static void ldt_entry(unsigned index, bool code)
     struct user_desc d = { .entry_number = index, .base_addr = ARENA, .limit = 0xffff, .contents = code ? 2 : 0,
                            .useable = 1 };
 
-    if (syscall(SYS_modify_ldt, 1, &d, sizeof(d)))
-        perror("isa: modify_ldt");
+    syscall(SYS_modify_ldt, 1, &d, sizeof(d)); /* host_has_mode() sees whether it worked */
+}
+
+void host_signals_init(void)
+{
+    static const int sigs[] = { SIGSEGV, SIGBUS, SIGFPE, SIGILL, SIGTRAP };
+    struct sigaction sa = { .sa_sigaction = on_signal, .sa_flags = SA_SIGINFO | SA_NODEFER | SA_ONSTACK };
+
+    for (unsigned i = 0; i < ARRAY_SIZE(sigs); i++)
+        sigaction(sigs[i], &sa, NULL);
 }
 
 /* Everything below 2 GB around the arena is reserved, so that a stray access faults. */
 void host_side_init(void)
 {
-    static const int sigs[] = { SIGSEGV, SIGBUS, SIGFPE, SIGILL, SIGTRAP };
-    struct sigaction sa = { .sa_sigaction = on_signal, .sa_flags = SA_SIGINFO | SA_NODEFER | SA_ONSTACK };
     stack_t ss = { .ss_size = 256 << 10 };
     const int fd = memfd_create("isa-arena", MFD_CLOEXEC);
 
@@ -171,8 +189,6 @@ void host_side_init(void)
             exit(2);
         }
     }
-    for (unsigned i = 0; i < ARRAY_SIZE(sigs); i++)
-        sigaction(sigs[i], &sa, NULL);
     ldt_entry(LDT_CODE16 >> 3, true);
     ldt_entry(LDT_DATA16 >> 3, false);
 }

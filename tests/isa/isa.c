@@ -94,15 +94,18 @@ int main(int argc, char **argv)
         }
     }
     setvbuf(stdout, NULL, _IOLBF, 0);
-    guest_side_init();
     host_side_init();
+    guest_side_init();
+    host_signals_init();
     guest_mode(mode);
     forms_find(mode, &forms);
     for (unsigned i = 0; i < forms.n; i++)
         if (wanted(&forms.f[i], prefix, set) && !row_skipped(forms.f[i].row, mode) && !form_skipped(mode, &forms.f[i]))
             run_form(mode, &forms.f[i], cases_of(&forms, i, n), &total);
     print_uncovered(mode, prefix, set);
-    printf("%u forms found, %lu cases, %lu of them faults, %lu differ\n", forms.n, total.cases, total.faults,
-           total.failures);
+    printf("%u forms found, %lu cases, %lu of them faults, %lu differ", forms.n, total.cases, total.faults, total.failures);
+    if (!host_has_mode(mode))
+        printf("; compared with 64-bit code, %lu encodings have none", total.not_comparable);
+    putchar('\n');
     return total.failures ? 1 : 0;
 }

@@ -46,10 +46,15 @@ struct outcome {
 
 /* ---- the two sides ---- */
 void host_side_init(void);
+void host_signals_init(void); /* after the processor's own handlers */
 extern bool host_repeats; /* RIP that stays means: not done yet */
 uint8_t *host_page(unsigned pg); /* writable whatever the instruction may do with the page; NULL if not mapped */
 /* Registers in, one instruction (all steps of a string instruction), registers out. */
 void host_run(enum cpu_mode, const struct regs *in, struct outcome *out);
+
+/* 16 and 32-bit code can be run on this host (some virtual machines cannot). If not, an instruction is compared with the
+ * 64-bit encoding of the same operation on the same operands, where there is one. */
+bool host_has_mode(enum cpu_mode);
 
 void guest_side_init(void);
 uint8_t *guest_page(unsigned pg);
@@ -102,11 +107,13 @@ uint64_t form_signature(const struct decoded *);
 /* Another encoding of the same form: other registers, addressing, immediates. False: none found, bytes is the pattern. */
 bool form_vary(enum cpu_mode, const struct form *, uint8_t bytes[15], struct decoded *);
 const char *form_skipped(enum cpu_mode, const struct form *); /* the same for one form */
+/* The 64-bit encoding of the same operation; its length, or 0: none. */
+unsigned form_in_64(enum cpu_mode, const uint8_t *bytes, const struct decoded *, uint8_t out[15]);
 const char *row_skipped(unsigned row, enum cpu_mode); /* why a row cannot be compared, or NULL */
 
 /* ---- cases ---- */
 struct totals {
-    unsigned long cases, faults, failures;
+    unsigned long cases, faults, failures, not_comparable;
 };
 /* n cases of a form; failures are printed. */
 void run_form(enum cpu_mode, const struct form *, unsigned n, struct totals *);
