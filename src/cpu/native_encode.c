@@ -499,6 +499,8 @@ static void set_operands(struct native *n, const struct form *f)
         n->mem_size = f->mem->size / 8;
         n->acc = (f->mem->actions & ZYDIS_OPERAND_ACTION_MASK_READ ? ACC_READ : 0) |
                  (f->mem->actions & ZYDIS_OPERAND_ACTION_MASK_WRITE ? ACC_WRITE : 0);
+        if (n->class == NC_X87 && n->acc & ACC_WRITE)
+            n->acc |= ACC_READ; /* an unmasked exception leaves memory as it is: a bounce buffer must hold that */
         if (op_rows[f->in->op].attrs & A_ALIGN && n->mem_size >= 16)
             n->align = n->mem_size - 1;
     }
