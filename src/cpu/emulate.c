@@ -372,7 +372,7 @@ void emul_destroy(struct mem_unit *m)
     m->emul = NULL;
 }
 
-int cpu_translate(struct cpu *cpu, gva_t gva, enum acc acc, gpa_t *gpa, struct cpu_exception *fault)
+int cpu_translate(struct cpu *cpu, gva_t gva, unsigned access, gpa_t *gpa, struct cpu_exception *fault)
 {
     uint32_t error = 0;
     struct xlat x;
@@ -384,7 +384,8 @@ int cpu_translate(struct cpu *cpu, gva_t gva, enum acc acc, gpa_t *gpa, struct c
         return -1;
     }
     mem_guest_enter(cpu);
-    st = mem_walk(cpu, gva, acc, cpu->s.acc_mode, WALK_NO_AD | WALK_QUIET, &x, &error);
+    st = mem_walk(cpu, gva, access & ~ACC_SYSTEM, access & ACC_SYSTEM ? AM_SUPER : cpu->s.acc_mode,
+                  WALK_NO_AD | WALK_QUIET, &x, &error);
     mem_guest_leave(cpu);
     if (st == CPU_VMEXIT) {
         *gpa = x.gpa;

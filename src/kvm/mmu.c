@@ -331,16 +331,26 @@ int kvm_tdp_page_fault(struct kvm_vcpu *vcpu, gpa_t gpa, uint64_t qualification)
     return r;
 }
 
-/* access: ACC_*. 0, or -1: the guest's tables do not allow it. A table's page without an EPT entry gets one first. */
-int kvm_mmu_gva_to_gpa(struct kvm_vcpu *vcpu, gva_t gva, unsigned access, gpa_t *gpa)
+/* 0, or -1 with the exception; fault->vector 0: a table of the guest's is not in RAM. A table's page without an EPT
+ * entry gets one first. */
+int kvm_mmu_gva_to_gpa_fault(struct kvm_vcpu *vcpu, gva_t gva, unsigned access, gpa_t *gpa, struct cpu_exception *fault)
 {
-    struct cpu_exception fault;
     int r = 1;
 
     for (unsigned level = 0; r == 1 && level < 5; level++) {
-        r = cpu_translate(vcpu->arch.cpu, gva, (enum acc)access, gpa, &fault);
+        r = cpu_translate(vcpu->arch.cpu, gva, access, gpa, fault);
         if (r == 1 && kvm_tdp_page_fault(vcpu, *gpa, EPTQ_READ) != 1)
-            return -1; /* tables outside of RAM */
+            break;
     }
-    return r == 1 ? -1 : r;
+    if (r == 1)
+        *fault = (struct cpu_exception){0};
+    return r ? -1 : 0;
+}
+
+/* access: ACC_*. 0, or -1: the guest's tables do not allow it. */
+int kvm_mmu_gva_to_gpa(struct kvm_vcpu *vcpu, gva_t gva, unsigned access, gpa_t *gpa)
+{
+    struct cpu_exception fault;
+
+    return kvm_mmu_gva_to_gpa_fault(vcpu, gva, access, gpa, &fault);
 }

@@ -205,10 +205,25 @@ static int handle_pause(struct kvm_vcpu *vcpu)
     return kvm_skip_emulated_instruction(vcpu);
 }
 
-/* Exit 9. Task gates and task switches are not a hypervisor's to ignore: the processor gives no way to go on. */
+/* Exit 9 (SDM 3C, "Exit Qualification for Task Switches"). An event that goes through a task gate has arrived with the
+ * switch: it is not injected again. RIP goes past an instruction that caused it, INT n among them. */
 static int handle_task_switch(struct kvm_vcpu *vcpu)
 {
-    return kvm_internal_error(vcpu, KVM_INTERNAL_ERROR_EMULATION, 0, NULL);
+    const uint64_t qual = exit_qualification(vcpu);
+    const uint32_t info = vcpu->arch.vmx->idt_vectoring_info;
+    const unsigned type = (info & INTR_INFO_TYPE) >> 8;
+    const bool gate = (qual >> 30 & 3) == 3 && (info & INTR_INFO_VALID);
+    const bool has_error = gate && type == INTR_HARD_EXC && (info & INTR_INFO_ERROR_CODE);
+    const uint32_t error = (uint32_t)vmcs_read(vcpu, IDT_VECTORING_ERROR_CODE);
+
+    if (gate) {
+        if (type == INTR_NMI)
+            vmx_set_nmi_mask(vcpu, true);
+        kvm_clear_queues(vcpu);
+    }
+    if (!gate || (type != INTR_HARD_EXC && type != INTR_EXT && type != INTR_NMI))
+        kvm_x86_ops->skip_emulated_instruction(vcpu);
+    return kvm_task_switch(vcpu, (uint16_t)qual, (int)(qual >> 30 & 3), has_error ? &error : NULL);
 }
 
 /* A fault on the way to a handler cannot be MMIO: the stack or the IDT would be a device. */

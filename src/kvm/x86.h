@@ -58,4 +58,9 @@ int kvm_emulate_xsetbv(struct kvm_vcpu *);
 int kvm_handle_ud(struct kvm_vcpu *);
 int kvm_internal_error(struct kvm_vcpu *, uint32_t suberror, unsigned ndata, const uint64_t *data);
 
+/* task.c: error: to be pushed on the new stack, or NULL */
+int kvm_task_switch(struct kvm_vcpu *, uint16_t sel, int source, const uint32_t *error);
+/* mmu.c: kvm_mmu_gva_to_gpa() with the exception; fault->vector 0: a table is no RAM. access may have ACC_SYSTEM */
+int kvm_mmu_gva_to_gpa_fault(struct kvm_vcpu *, gva_t, unsigned access, gpa_t *, struct cpu_exception *fault);
+
 #endif

@@ -276,6 +276,83 @@ static void dirty_log_has_written_pages_alone(void **state)
     munmap(a, 16 * VM_PAGE);
 }
 
+/* ---- task switches ---- */
+#define TSS(n) (0x30000u + (n)*0x100u)
+
+VM_ASM(prot_main, 32,
+       "mov $1, %ebx\n lcall $0x20, $0\n out %al, $0x20\n lcall $0x20, $0\n out %al, $0x21\n"
+       "mov $0x1000, %eax\n mov %eax, %ds\n");
+VM_ASM(prot_task, 32, "1: inc %ebx\n mov %ebx, 0x500\n iret\n jmp 1b\n");
+VM_ASM(prot_gate, 32, "pop %eax\n mov %eax, 0x504\n str %ecx\n hlt\n");
+
+static void put_tss(struct vm *vm, unsigned n, uint32_t eip)
+{
+    uint32_t *tss = (uint32_t *)(vm->ram + TSS(n)), *gdt = (uint32_t *)(vm->ram + VM_GDT) + 6 + 2 * n;
+    static const uint16_t seg[] = {16, 8, 16, 16, 16, 16};
+
+    memset(tss, 0, 104);
+    tss[8] = eip;
+    tss[9] = 2;
+    tss[13] = 100;                             /* ebx */
+    tss[14] = (uint32_t)VM_STACK - 0x1000 * n; /* esp */
+    for (unsigned i = 0; i < 6; i++)
+        tss[18 + i] = seg[i];
+    gdt[0] = TSS(n) << 16 | 103;
+    gdt[1] = (TSS(n) >> 16 & 0xff) | 0x8900;
+}
+
+static void start_protected(struct vm *vm)
+{
+    const struct kvm_segment code = {.limit = ~0u, .selector = 8, .type = 11, .present = 1, .s = 1, .db = 1, .g = 1};
+    const struct kvm_segment data = {.limit = ~0u, .selector = 16, .type = 3, .present = 1, .s = 1, .db = 1, .g = 1};
+    const uint64_t gdt[] = {0, 0x00cf9b000000ffffull, 0x00cf93000000ffffull, 0, 0, 0};
+    struct kvm_sregs s = vm_sregs(vm, 0);
+
+    memcpy(vm->ram + VM_GDT, gdt, sizeof(gdt));
+    put_tss(vm, 0, 0);
+    ((uint32_t *)(vm->ram + VM_GDT))[7] |= 0x200; /* TR's is busy */
+    put_tss(vm, 1, 0x20000);
+    put_tss(vm, 2, 0x21000);
+    memcpy(vm->ram + VM_IDT + 13 * 8, &(uint64_t){0x28ull << 16 | 0x8500ull << 32}, 8); /* task gate */
+    s.cs = code;
+    s.ds = s.es = s.ss = s.fs = s.gs = data;
+    s.tr = (struct kvm_segment){.base = TSS(0), .limit = 103, .selector = 0x18, .type = 11, .present = 1};
+    s.gdt.base = VM_GDT;
+    s.gdt.limit = sizeof(gdt) - 1;
+    s.idt.base = VM_IDT;
+    s.idt.limit = 0xff;
+    s.cr0 = 0x11;
+    vm_set_sregs(vm, 0, s);
+    vm_set_regs(vm, 0, (struct kvm_regs){.rip = VM_CODE, .rsp = VM_STACK, .rflags = 2});
+}
+
+static void tasks_are_switched(void **state)
+{
+    struct vm vm = long_vm();
+    extern const uint8_t prot_task[], prot_task_end[], prot_gate[], prot_gate_end[];
+    const uint32_t *ram = (const uint32_t *)vm.ram;
+
+    vm_load(&vm, prot_main);
+    memcpy(vm.ram + 0x20000, prot_task, (size_t)(prot_task_end - prot_task));
+    memcpy(vm.ram + 0x21000, prot_gate, (size_t)(prot_gate_end - prot_gate));
+    start_protected(&vm);
+    expect_out(&vm, 0x20, 1, 0);
+    assert_int_equal(vm_regs(&vm, 0).rbx, 1); /* each task has its registers */
+    assert_int_equal(ram[0x500 / 4], 101);
+    assert_int_equal(vm_sregs(&vm, 0).tr.selector, 0x18);
+    assert_true(vm_sregs(&vm, 0).cr0 & 8);                   /* TS */
+    assert_int_equal(ram[VM_GDT / 4 + 9] >> 8 & 0xff, 0x89); /* B is not busy, A is */
+    assert_int_equal(ram[VM_GDT / 4 + 7] >> 8 & 0xff, 0x8b);
+    assert_int_equal(((uint16_t *)(vm.ram + TSS(1)))[0], 0x18); /* back link */
+    expect_out(&vm, 0x21, 1, 0);
+    assert_int_equal(ram[0x500 / 4], 102); /* it went on after its IRET */
+    expect_exit(&vm, KVM_EXIT_HLT);
+    assert_int_equal(ram[0x504 / 4], 0x1000); /* #GP's error code, by the task gate */
+    assert_int_equal(vm_regs(&vm, 0).rcx, 0x28);
+    assert_true(vm_regs(&vm, 0).rflags & 1 << 14); /* NT */
+    vm_destroy(&vm);
+}
+
 /* ---- errors ---- */
 VM_ASM(long_ud, 64, "ud2\n");
 
@@ -600,25 +677,16 @@ static void control_registers_and_msrs(void **state)
 int main(void)
 {
     const struct CMUnitTest tests[] = {
-        cmocka_unit_test(halts_in_real_mode),
-        cmocka_unit_test(reads_and_writes_ports),
-        cmocka_unit_test(moves_strings_through_ports),
-        cmocka_unit_test(moves_through_mmio),
-        cmocka_unit_test(readonly_slot_write_exits),
-        cmocka_unit_test(moved_and_deleted_slots_are_seen),
-        cmocka_unit_test(host_memory_gone_is_efault),
-        cmocka_unit_test(dirty_log_has_written_pages_alone),
-        cmocka_unit_test(fault_without_handlers_shuts_down),
-        cmocka_unit_test(bad_guest_state_fails_entry),
-        cmocka_unit_test(immediate_exit_completes_io),
-        cmocka_unit_test(signal_ends_a_loop),
-        cmocka_unit_test(signal_ends_a_halt),
-        cmocka_unit_test(masked_signal_stays_pending),
-        cmocka_unit_test(breakpoints_and_steps_exit),
-        cmocka_unit_test(client_injects_an_interrupt),
-        cmocka_unit_test(apic_timer_ends_a_halt),
-        cmocka_unit_test(sipi_starts_the_second),
-        cmocka_unit_test(unknown_hypercalls_are_enosys),
+        cmocka_unit_test(halts_in_real_mode),          cmocka_unit_test(reads_and_writes_ports),
+        cmocka_unit_test(moves_strings_through_ports), cmocka_unit_test(moves_through_mmio),
+        cmocka_unit_test(readonly_slot_write_exits),   cmocka_unit_test(moved_and_deleted_slots_are_seen),
+        cmocka_unit_test(host_memory_gone_is_efault),  cmocka_unit_test(dirty_log_has_written_pages_alone),
+        cmocka_unit_test(tasks_are_switched),          cmocka_unit_test(fault_without_handlers_shuts_down),
+        cmocka_unit_test(bad_guest_state_fails_entry), cmocka_unit_test(immediate_exit_completes_io),
+        cmocka_unit_test(signal_ends_a_loop),          cmocka_unit_test(signal_ends_a_halt),
+        cmocka_unit_test(masked_signal_stays_pending), cmocka_unit_test(breakpoints_and_steps_exit),
+        cmocka_unit_test(client_injects_an_interrupt), cmocka_unit_test(apic_timer_ends_a_halt),
+        cmocka_unit_test(sipi_starts_the_second),      cmocka_unit_test(unknown_hypercalls_are_enosys),
         cmocka_unit_test(control_registers_and_msrs),
     };
 
