@@ -77,7 +77,12 @@ static void block_kill(struct code_pages *c, struct code_page *p, struct block *
     while (*link != b)
         link = &(*link)->next;
     *link = b->next;
+    c->kill_ring[c->kills % KILL_RING] = (struct killed){ .hva = b->hva, .key = b->key };
     atomic_store(&b->hva, 0);
+    atomic_fetch_add(&c->kills, 1);
+    for (unsigned i = 0; i < c->ncpus; i++) /* they leave what they made of it */
+        if (c->cpus[i]->code->running && c->cpus[i]->flatu)
+            atomic_fetch_or(&c->cpus[i]->attention, ATT_UNVERIFY);
     for (unsigned i = 0; i <= b->n; i++)
         __atomic_store_n(&b->insn[i].fn, in_stale, __ATOMIC_RELEASE);
     p->nblocks--;
@@ -227,6 +232,16 @@ static bool bytes_same(hva_t hva, const uint8_t *src, unsigned n)
     return true;
 }
 
+uint64_t code_stamp(const struct cpu *cpu, const struct code_page *p)
+{
+    return stamp_of(cpu->domain->code, p);
+}
+
+bool code_selfcheck(const struct block *b)
+{
+    return b->page->selfcheck;
+}
+
 static bool block_verify(struct cpu *cpu, struct block *b, hva_t hva)
 {
     struct code_pages *c = cpu->domain->code;
@@ -242,6 +257,13 @@ static bool block_verify(struct cpu *cpu, struct block *b, hva_t hva)
         block_kill(c, b->page, b, true);
     code_unlock(c);
     return false;
+}
+
+bool code_verify(struct cpu *cpu, struct block *b)
+{
+    const hva_t hva = b->hva;
+
+    return hva && (block_fresh(cpu, b) || block_verify(cpu, b, hva));
 }
 
 /* ---- making ---- */

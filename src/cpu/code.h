@@ -40,11 +40,12 @@ struct block {
     _Atomic uint64_t verified; /* stamp: page->gen + pages->gen when the bytes were last the same */
     struct code_page *page;
     _Atomic(struct block *) succ[2]; /* successors in this page */
-    unsigned rotate;                 /* which of them is replaced next */
-    uint32_t size;                   /* of the allocation */
-    _Atomic(struct block *) next;    /* in the bucket */
-    uint8_t *src;                    /* source bytes, behind insn[n] */
-    struct insn insn[];              /* n, then one whose function is in_block_end */
+    unsigned rotate;             /* which of them is replaced next */
+    uint32_t size;               /* of the allocation */
+    uint32_t heat;               /* the translator's: times it was interpreted */
+    _Atomic(struct block *) next; /* in the bucket */
+    uint8_t *src;                /* source bytes, behind insn[n] */
+    struct insn insn[];          /* n, then one whose function is in_block_end */
 };
 
 enum page_state { PAGE_OPEN, PAGE_PENDING, PAGE_PROTECTED };
@@ -68,10 +69,18 @@ struct code_unit {
     _Atomic bool running;              /* in the run loop: may hold blocks */
 };
 
+#define KILL_RING 4096u
+struct killed {
+    hva_t hva; /* where the block was */
+    uint32_t key;
+};
+
 struct code_pages {
-    _Atomic uint32_t lock;    /* a spin lock: leaf, held for microseconds, never while waiting for a cpu */
-    _Atomic uint64_t gen;     /* part of all stamps */
-    _Atomic uint64_t reclaim; /* grows with each request to let go of dead blocks */
+    _Atomic uint64_t kills; /* blocks killed so far; the last of them are in the ring: an engine drops what it made of them */
+    struct killed kill_ring[KILL_RING];
+    _Atomic uint32_t lock;       /* a spin lock: leaf, held for microseconds, never while waiting for a cpu */
+    _Atomic uint64_t gen;        /* part of all stamps */
+    _Atomic uint64_t reclaim;    /* grows with each request to let go of dead blocks */
     uint64_t bytes, dead_bytes;
     struct block *dead, *waiting; /* linked by next; waiting: until all cpus have seen reclaim */
     struct code_page *dead_pages, *waiting_pages;
@@ -90,6 +99,15 @@ struct block *code_successor(struct cpu *, struct block *, gva_t page_gva);
 /* Decode the instruction at rip by its bytes. CPU_OK: *in, valid until the next call. CPU_FAULT, CPU_VMEXIT, CPU_AGAIN.
  */
 int code_single(struct cpu *, const struct insn **in);
+/* For an engine that runs something made of blocks: the stamp that a page's blocks must have been compared under; compare
+ * one now (false: it was killed); blocks that compare at each entry. */
+uint64_t code_stamp(const struct cpu *, const struct code_page *);
+bool code_verify(struct cpu *, struct block *);
+bool code_selfcheck(const struct block *);
+/* Parts of interp.c for other engines: blocks from b on; one instruction, with and without its step effects. */
+int interp_blocks(struct cpu *, struct block *b);
+int interp_one(struct cpu *);
+int interp_one_step(struct cpu *);
 /* The cpu holds no block now. */
 void code_ack(struct cpu *);
 void code_run_begin(struct cpu *);

@@ -5,6 +5,7 @@
 #include <stdarg.h>
 #include <stdio.h>
 #include <stdlib.h>
+#include <sys/mman.h>
 #include <string.h>
 #include <sys/stat.h>
 #include <time.h>
@@ -28,7 +29,7 @@ void engine_register(const struct engine *engine)
 }
 
 /* From the fastest to the plainest; check is only taken by name. */
-static const char *const preferred[] = {"jit", "interp"};
+static const char *const preferred[] = {"interp", "jit"};
 
 static const struct engine *engine_by_name(const char *name)
 {
@@ -143,6 +144,30 @@ static void domain_remove(struct cpu_domain *d, struct cpu *cpu)
     pthread_mutex_unlock(&d->lock);
 }
 
+/* In a file, so that the flat tables can have it mapped in front of each (flat.h). */
+static struct cpu *struct_alloc(void)
+{
+    const int fd = memfd_create("anykvm-cpu", MFD_CLOEXEC);
+    struct cpu *cpu = MAP_FAILED;
+
+    if (fd >= 0 && ftruncate(fd, CPU_SPAN) == 0)
+        cpu = mmap(NULL, CPU_SPAN, PROT_READ | PROT_WRITE, MAP_SHARED, fd, 0);
+    if (cpu == MAP_FAILED) {
+        if (fd >= 0)
+            close(fd);
+        return NULL;
+    }
+    madvise(cpu, CPU_SPAN, MADV_DONTFORK);
+    cpu->struct_fd = fd;
+    return cpu;
+}
+
+static void struct_free(struct cpu *cpu)
+{
+    close(cpu->struct_fd);
+    munmap(cpu, CPU_SPAN);
+}
+
 struct cpu *cpu_create(struct cpu_domain *domain, unsigned id, const char *engine_name)
 {
     const struct engine *engine = engine_find(engine_name);
@@ -151,10 +176,9 @@ struct cpu *cpu_create(struct cpu_domain *domain, unsigned id, const char *engin
 
     if (!engine)
         return NULL;
-    cpu = aligned_alloc(64, (sizeof(*cpu) + 63) & ~63ul);
+    cpu = struct_alloc();
     if (!cpu)
         return NULL;
-    memset(cpu, 0, sizeof(*cpu));
     cpu->id = id;
     cpu->domain = domain;
     cpu->engine = engine;
@@ -175,7 +199,7 @@ struct cpu *cpu_create(struct cpu_domain *domain, unsigned id, const char *engin
 
 fail:
     destroy_units(cpu, n);
-    free(cpu);
+    struct_free(cpu);
     return NULL;
 }
 
@@ -190,7 +214,7 @@ void cpu_destroy(struct cpu *cpu)
     if (cpu->engine->destroy)
         cpu->engine->destroy(cpu);
     destroy_units(cpu, ARRAY_SIZE(units));
-    free(cpu);
+    struct_free(cpu);
 }
 
 void cpu_kick(struct cpu *cpu)

@@ -74,6 +74,10 @@ struct cpu {
     _Atomic uint32_t attention;
     uint32_t step_shadow;     /* engine-private: one-instruction interrupt shadow in force */
     uint64_t tlb_tag;         /* low 12 bits of the tags that match now; TLB_TAG_SLOW matches nothing */
+    uint64_t flat;            /* flat.h: the table of the current access mode; used only where flatu is there */
+    uint64_t exec_gen[2];     /* lower and upper half: changes whenever a page there may show other code */
+    struct flat_unit *flatu;
+    int struct_fd;            /* the file that this structure lies in */
     struct tlb_entry *tlb;    /* direct mapped by page number, of the current access mode (mem.h) */
     uint64_t counters[CC_COUNT];
     bool fpu_live;            /* the guest's vector and x87 state is in the host's registers now */
@@ -104,6 +108,8 @@ struct cpu {
     const struct insn *task_insn; /* far.c: the instruction that switches tasks, for the exit's length; NULL: a gate */
     bool rf_before;           /* debug.c: RFLAGS.RF was 1 before the instruction: it is cleared after it */
 };
+
+#define CPU_SPAN ((sizeof(struct cpu) + 4095) & ~4095ull) /* bytes of its file */
 
 #define CPU_MAX 1024
 struct cpu_domain {

@@ -7,6 +7,7 @@
 #ifndef CPU_HOST_H
 #define CPU_HOST_H
 
+#include <stdbool.h>
 #include <stddef.h>
 #include <stdint.h>
 #include <string.h>

@@ -34,7 +34,7 @@ static int find_one(struct cpu *cpu, const struct insn **in)
     return CPU_OK;
 }
 
-static int run_one(struct cpu *cpu)
+int interp_one(struct cpu *cpu)
 {
     const struct insn *in;
     int st = find_one(cpu, &in);
@@ -52,14 +52,14 @@ static int run_one(struct cpu *cpu)
 }
 
 /* With everything that happens around an instruction: breakpoints, TF, shadows, MTF. */
-static int step(struct cpu *cpu)
+int interp_one_step(struct cpu *cpu)
 {
     const bool tf_before = cpu->s.rflags_sys & F_TF;
     const uint32_t shadow_before = cpu->s.interruptibility;
     int st = cpu_before_step(cpu);
 
     if (st == CPU_OK)
-        st = run_one(cpu);
+        st = interp_one(cpu);
     if (st == CPU_AGAIN)
         cpu->rf_before = false; /* an unfinished rep keeps RF, or its own breakpoint would fire again */
     if (st == CPU_OK || st == CPU_RESCAN || st == CPU_JUMP || st == CPU_AGAIN)
@@ -89,7 +89,7 @@ static int safepoint(struct cpu *cpu)
 }
 
 /* Blocks from b on, while nobody wants attention and the successor is at hand. */
-static int run_blocks(struct cpu *cpu, struct block *b)
+int interp_blocks(struct cpu *cpu, struct block *b)
 {
     struct cpu_state *s = &cpu->s;
     const uint64_t ip_mask = s->ip_mask;
@@ -127,14 +127,14 @@ static int run_some(struct cpu *cpu)
         if (st != CPU_OK)
             return st;
         if (atomic_load(&cpu->attention) & ATT_STEP)
-            return step(cpu);
+            return interp_one_step(cpu);
         if (cpu_trace_mask & CPU_TRACE_INSN)
-            return run_one(cpu);
+            return interp_one(cpu);
     }
     st = code_lookup(cpu, &b);
     if (unlikely(st != CPU_OK))
         return st;
-    return likely(b) ? run_blocks(cpu, b) : run_one(cpu);
+    return likely(b) ? interp_blocks(cpu, b) : interp_one(cpu);
 }
 
 static int interp_run(struct cpu *cpu)

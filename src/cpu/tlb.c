@@ -5,6 +5,7 @@
  * the tag of the PCID that used them, so a flush of a PCID drops more than it must, never less; INVLPG looks at the one
  * slot of each mode where the page can be, whatever its space, so it drops globals of other PCIDs too. */
 #include "engine.h"
+#include "flat.h"
 #include "mem_int.h"
 #include "vmx_int.h"
 #include <stdlib.h>
@@ -69,7 +70,9 @@ hva_t tlb_fill(struct cpu *cpu, gva_t gva, enum acc_mode am, const struct xlat *
 
     if (unlikely(x->page_size > PAGE_SIZE))
         large_page_mark(m, gva, x->page_size);
+    flat_note_global(cpu, gva, am, x->global);
     if (acc & ACC_EXEC) {
+        flat_note_exec(cpu, gva);
         entry_set(tlb_slot(m, gva, am, TLB_EXEC), tag, delta, 1u << TLB_EXEC);
     } else {
         unsigned kinds = x->perms & ACC_READ ? 1u << TLB_READ : 0;
@@ -93,6 +96,7 @@ void tlb_drop_writes(struct mem_unit *m, hva_t page)
 {
     const unsigned slot = wfilter_slot(page);
 
+    flat_drop_writes(m->cpu, page);
     for (unsigned am = 0; am < AM_COUNT; am++) {
         struct tlb_entry *e = &m->arrays[am * TLB_ARRAY];
 
@@ -118,6 +122,7 @@ static void drop_region(struct mem_unit *m, gva_t gva, uint64_t size)
 {
     const uint64_t mask = ~(size - 1);
 
+    flat_drop_all(m->cpu);
     for (unsigned i = 0; i < AM_COUNT * TLB_ARRAY; i++)
         entry_drop(&m->arrays[i], gva & mask, mask);
 }
@@ -127,6 +132,7 @@ void tlb_drop_page(struct mem_unit *m, gva_t gva)
 {
     const uint64_t h = hash(gva >> 21);
 
+    flat_drop_page(m->cpu, gva);
     if (unlikely(m->huge & 1ull << (hash(gva >> 30) & 63)))
         drop_region(m, gva, 1ull << 30);
     else if (m->large[h >> 6] & 1ull << (h & 63))
@@ -145,6 +151,7 @@ static void wipe(struct mem_unit *m)
     m->generations = 0;
     for (unsigned i = 0; i < SPACES; i++)
         m->spaces[i].generation = 0;
+    flat_drop_all(m->cpu);
 }
 
 static void space_drop(struct space *s)
@@ -157,6 +164,7 @@ void tlb_flush_all(struct mem_unit *m)
 {
     for (unsigned i = 0; i < SPACES; i++)
         space_drop(&m->spaces[i]);
+    flat_drop_all(m->cpu);
     m->ept_generation++;
 }
 
@@ -176,7 +184,9 @@ void tlb_flush(struct cpu *cpu, enum tlb_scope scope, uint16_t vpid, uint16_t pc
             continue;
         if (scope == TLB_PAGE)
             s->psc_id = ++m->clock; /* INVLPG empties the paging-structure cache, whatever the address */
-        else if (scope == TLB_VPID || scope == TLB_VPID_NONGLOBAL || (scope == TLB_PCID && s->key.pcid == pcid))
+        else if (scope == TLB_VPID)
+            flat_drop_all(cpu);
+        if (scope == TLB_VPID || scope == TLB_VPID_NONGLOBAL || (scope == TLB_PCID && s->key.pcid == pcid))
             space_drop(s);
     }
     tlb_select(cpu);
@@ -258,6 +268,7 @@ void tlb_select(struct cpu *cpu)
     m->slow = slow_mode(s);
     cpu->tlb = &m->arrays[s->acc_mode * TLB_ARRAY];
     cpu->tlb_tag = m->slow ? TLB_TAG_SLOW : tlb_real_tag(m, s->acc_mode);
+    flat_select(cpu, sp, sp->generation, (const uint64_t[]){ key.eptp, key.ctl, key.vpid }, m->slow);
 }
 
 int mem_cpu_init(struct cpu *cpu)

@@ -1,0 +1,282 @@
+/* SPDX-License-Identifier: MIT
+ * flat.c: flat tables of translations (flat.h). Filled entries are logged, so that a flush costs what the fills cost.
+ * Entries of global pages in the upper half survive a change of address space. */
+#include "flat.h"
+#include "mem_int.h"
+#include <stdlib.h>
+#include <sys/mman.h>
+
+#define LOG_MAX     (1u << 17)
+#define CHUNK       32768ull           /* bytes of a table that are populated at once: 2,048 pages, 8 MB of linear space */
+#define CHUNKS_MAX  2048u              /* then everything is dropped and given back: 64 MB of tables */
+#define CHUNK_SLOTS 8192u
+#define GLOBALS     1024u
+
+struct flat_log {
+    uint32_t n;
+    uint64_t index[LOG_MAX]; /* linear page << 2 | access mode */
+};
+
+struct flat_unit {
+    uint8_t *table[AM_COUNT + 1];      /* the last stays empty: nothing may be cached (breakpoints, alignment checks) */
+    const void *space;
+    uint32_t generation;
+    uint64_t world[3];
+    uint64_t next_gen;
+    uint64_t exec_seen[64];            /* a filter: pages whose exec entries were filled since exec_gen[1] changed */
+    struct flat_log local, global;
+    uint64_t chunk[CHUNK_SLOTS];       /* hash set: chunk address; 0: free */
+    unsigned chunks;
+    uint64_t global_page[GLOBALS];     /* linear page | 1: the last walk found it global */
+    struct {
+        const void *space;
+        uint32_t generation;
+        uint64_t gen;
+    } spaces[32];                      /* exec_gen[0] of recent address spaces */
+    unsigned space_victim;
+};
+
+static uint64_t hash(uint64_t n, unsigned bits)
+{
+    return n * 0x9e3779b97f4a7c15ull >> (64 - bits);
+}
+
+static uint64_t base_of(const struct flat_unit *f, unsigned am)
+{
+    return (uint64_t)f->table[am] - CPU_SPAN + FLAT_BASE;
+}
+
+int flat_init(struct cpu *cpu)
+{
+    struct flat_unit *f = calloc(1, sizeof(*f));
+
+    if (!f)
+        return -1;
+    for (unsigned i = 0; i <= AM_COUNT; i++) {
+        uint8_t *p = mmap(NULL, CPU_SPAN + FLAT_SIZE, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE,
+                          -1, 0);
+
+        if (p == MAP_FAILED || mmap(p, CPU_SPAN, PROT_READ | PROT_WRITE, MAP_SHARED | MAP_FIXED, cpu->struct_fd, 0) ==
+                                   MAP_FAILED) {
+            while (i--)
+                munmap(f->table[i] - CPU_SPAN, CPU_SPAN + FLAT_SIZE);
+            free(f);
+            return -1;
+        }
+        madvise(p, CPU_SPAN + FLAT_SIZE, MADV_NOHUGEPAGE);
+        madvise(p, CPU_SPAN + FLAT_SIZE, MADV_DONTFORK);
+        madvise(p, CPU_SPAN + FLAT_SIZE, MADV_DONTDUMP);
+        f->table[i] = p + CPU_SPAN;
+    }
+    f->next_gen = 256;
+    cpu->exec_gen[0] = cpu->exec_gen[1] = 128; /* multiples of 128: attention bits are below */
+    cpu->flatu = f;
+    cpu->flat = base_of(f, AM_COUNT);
+    return 0;
+}
+
+void flat_destroy(struct cpu *cpu)
+{
+    struct flat_unit *f = cpu->flatu;
+
+    if (!f)
+        return;
+    for (unsigned i = 0; i <= AM_COUNT; i++)
+        munmap(f->table[i] - CPU_SPAN, CPU_SPAN + FLAT_SIZE);
+    free(f);
+    cpu->flatu = NULL;
+}
+
+static uint64_t *entry(struct flat_unit *f, unsigned am, gva_t gva)
+{
+    return (uint64_t *)(f->table[am] + (gva & FLAT_INDEX_MASK) / PAGE_SIZE * FLAT_ENTRY);
+}
+
+static void log_clear(struct flat_unit *f, struct flat_log *log)
+{
+    for (uint32_t i = 0; i < log->n; i++) {
+        uint64_t *e = entry(f, log->index[i] & 3, log->index[i] >> 2 << PAGE_SHIFT);
+        e[0] = e[1] = 0;
+    }
+    log->n = 0;
+}
+
+static void exec_gen_global(struct cpu *cpu)
+{
+    cpu->exec_gen[0] = (cpu->flatu->next_gen += 128);
+    cpu->exec_gen[1] = cpu->exec_gen[0];
+    memset(cpu->flatu->spaces, 0, sizeof(cpu->flatu->spaces));
+    memset(cpu->flatu->exec_seen, 0, sizeof(cpu->flatu->exec_seen));
+}
+
+void flat_note_exec(struct cpu *cpu, gva_t gva)
+{
+    const uint64_t h = hash(gva >> PAGE_SHIFT, 12);
+
+    if (cpu->flatu)
+        cpu->flatu->exec_seen[h >> 6] |= 1ull << (h & 63);
+}
+
+static bool exec_seen(const struct flat_unit *f, gva_t gva)
+{
+    const uint64_t h = hash(gva >> PAGE_SHIFT, 12);
+
+    return f->exec_seen[h >> 6] >> (h & 63) & 1;
+}
+
+void flat_drop_all(struct cpu *cpu)
+{
+    struct flat_unit *f = cpu->flatu;
+
+    if (!f)
+        return;
+    log_clear(f, &f->local);
+    log_clear(f, &f->global);
+    exec_gen_global(cpu);
+}
+
+void flat_drop_page(struct cpu *cpu, gva_t gva)
+{
+    struct flat_unit *f = cpu->flatu;
+
+    if (!f)
+        return;
+    for (unsigned am = 0; am < AM_COUNT; am++) {
+        uint64_t *e = entry(f, am, gva);
+        if (e[0] | e[1]) /* a read of an untouched table page finds the zero page */
+            e[0] = e[1] = 0;
+    }
+    if (!exec_seen(f, gva))
+        return;
+    if (gva >> 63) {
+        exec_gen_global(cpu);
+    } else {
+        cpu->exec_gen[0] = (f->next_gen += 128);
+        f->space = NULL; /* this generation of the space is another one now */
+    }
+}
+
+static void log_drop_writes(struct flat_unit *f, struct flat_log *log, hva_t page)
+{
+    for (uint32_t i = 0; i < log->n; i++) {
+        const gva_t gva = (uint64_t)((int64_t)(log->index[i] >> 2 << 28) >> 16);
+        uint64_t *e = entry(f, log->index[i] & 3, gva);
+
+        if (e[1] && (!page || wfilter_slot(gva + e[1] - 1) == wfilter_slot(page)))
+            e[1] = 0;
+    }
+}
+
+void flat_drop_writes(struct cpu *cpu, hva_t page)
+{
+    if (!cpu->flatu)
+        return;
+    log_drop_writes(cpu->flatu, &cpu->flatu->local, page);
+    log_drop_writes(cpu->flatu, &cpu->flatu->global, page);
+}
+
+static uint64_t space_gen(struct flat_unit *f, const void *space, uint32_t generation)
+{
+    unsigned i;
+
+    for (i = 0; i < ARRAY_SIZE(f->spaces); i++)
+        if (f->spaces[i].space == space && f->spaces[i].generation == generation)
+            return f->spaces[i].gen;
+    i = f->space_victim++ % ARRAY_SIZE(f->spaces);
+    f->spaces[i].space = space;
+    f->spaces[i].generation = generation;
+    f->spaces[i].gen = (f->next_gen += 128);
+    return f->spaces[i].gen;
+}
+
+void flat_select(struct cpu *cpu, const void *space, uint32_t generation, const uint64_t world[3], bool slow)
+{
+    struct flat_unit *f = cpu->flatu;
+
+    if (!f)
+        return;
+    if (unlikely(world[0] != f->world[0] || world[1] != f->world[1] || world[2] != f->world[2])) {
+        memcpy(f->world, world, sizeof(f->world));
+        f->space = NULL;
+        flat_drop_all(cpu);
+    }
+    if (space != f->space || generation != f->generation) {
+        f->space = space;
+        f->generation = generation;
+        log_clear(f, &f->local);
+        cpu->exec_gen[0] = space_gen(f, space, generation);
+    }
+    cpu->flat = base_of(f, slow ? AM_COUNT : cpu->s.acc_mode);
+}
+
+/* ---- filling ---- */
+
+void flat_note_global(struct cpu *cpu, gva_t gva, enum acc_mode am, bool global)
+{
+    struct flat_unit *f = cpu->flatu;
+    const uint64_t page = gva & PAGE_MASK;
+
+    if (f && am != AM_USER)
+        f->global_page[hash(page, 10)] = global ? page | 1 : 0;
+}
+
+/* Give everything back: a guest may touch a page in each of very many chunks. */
+static void give_back(struct cpu *cpu)
+{
+    struct flat_unit *f = cpu->flatu;
+
+    flat_drop_all(cpu);
+    for (unsigned i = 0; i < CHUNK_SLOTS; i++)
+        if (f->chunk[i])
+            madvise((void *)f->chunk[i], CHUNK, MADV_DONTNEED);
+    memset(f->chunk, 0, sizeof(f->chunk));
+    f->chunks = 0;
+}
+
+static void chunk_touch(struct cpu *cpu, const void *e)
+{
+    struct flat_unit *f = cpu->flatu;
+    const uint64_t chunk = (uint64_t)e & ~(CHUNK - 1);
+    unsigned i = hash(chunk / CHUNK, 13);
+
+    while (f->chunk[i] && f->chunk[i] != chunk)
+        i = (i + 1) % CHUNK_SLOTS;
+    if (f->chunk[i])
+        return;
+    host_fpu_save(cpu);
+    if (f->chunks == CHUNKS_MAX) {
+        give_back(cpu);
+        i = hash(chunk / CHUNK, 13);
+    }
+    f->chunk[i] = chunk;
+    f->chunks++;
+    madvise((void *)chunk, CHUNK, MADV_POPULATE_WRITE);
+}
+_Static_assert(CHUNK_SLOTS == 1 << 13, "chunk_touch");
+
+void flat_fill(struct cpu *cpu, gva_t gva)
+{
+    struct flat_unit *f = cpu->flatu;
+    const unsigned am = cpu->s.acc_mode;
+    const uint64_t page = gva & PAGE_MASK, tag = page | cpu->tlb_tag;
+    const struct tlb_entry *t = &cpu->tlb[gva >> PAGE_SHIFT & (TLB_ENTRIES - 1)];
+    const bool global = gva >> 63 && f->global_page[hash(page, 10)] == (page | 1);
+    struct flat_log *log = global ? &f->global : &f->local;
+    uint64_t *e, read, write;
+
+    if (cpu->flat != base_of(f, am) || !cpu_canonical(gva))
+        return;
+    read = t->tag[TLB_READ] == tag ? t->delta + 1 : 0;
+    write = t->tag[TLB_WRITE] == tag ? t->delta + 1 : 0;
+    if (!(read | write))
+        return;
+    e = entry(f, am, gva);
+    chunk_touch(cpu, e);
+    if (!(e[0] | e[1])) {
+        if (log->n == LOG_MAX)
+            log_clear(f, log);
+        log->index[log->n++] = (page & FLAT_INDEX_MASK) >> PAGE_SHIFT << 2 | am;
+    }
+    e[0] = read;
+    e[1] = write;
+}

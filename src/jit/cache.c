@@ -1,0 +1,146 @@
+/* SPDX-License-Identifier: MIT
+ * cache.c: the code cache of a cpu: memory, the trampolines between C and translated code, look-up by block, kills. */
+#include "jit.h"
+#include "tr.h"
+#include <stdlib.h>
+#include <sys/mman.h>
+#include <unistd.h>
+
+int cache_init(struct jit *j)
+{
+    const int fd = memfd_create("anykvm-jit", MFD_CLOEXEC);
+
+    j->desc = mmap(NULL, JIT_DESCS * sizeof(*j->desc), PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE,
+                   -1, 0);
+    j->site = mmap(NULL, JIT_DESCS * sizeof(*j->site), PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE,
+                   -1, 0);
+    j->jc = mmap(NULL, JC_SLOTS * sizeof(*j->jc), PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1,
+                 0);
+    if (fd < 0 || ftruncate(fd, JIT_CACHE) < 0 || j->desc == MAP_FAILED || j->site == MAP_FAILED || j->jc == MAP_FAILED)
+        return -1;
+    j->rw = mmap(NULL, JIT_CACHE, PROT_READ | PROT_WRITE, MAP_SHARED | MAP_NORESERVE, fd, 0);
+    j->rx = mmap(NULL, JIT_CACHE, PROT_READ | PROT_EXEC, MAP_SHARED | MAP_NORESERVE, fd, 0);
+    close(fd);
+    if (j->rw == MAP_FAILED || j->rx == MAP_FAILED)
+        return -1;
+    madvise(j->rw, JIT_CACHE, MADV_DONTDUMP);
+    madvise(j->rw, JIT_CACHE, MADV_DONTFORK);
+    madvise(j->rx, JIT_CACHE, MADV_DONTDUMP);
+    madvise(j->rx, JIT_CACHE, MADV_DONTFORK);
+    cache_trampolines(j);
+    return 0;
+}
+
+static void free_blocks(struct jit *j)
+{
+    for (unsigned i = 0; i < JIT_HASH; i++) {
+        while (j->pages[i]) {
+            struct jit_page *p = j->pages[i];
+
+            j->pages[i] = p->next;
+            while (p->blocks) {
+                struct jit_block *b = p->blocks;
+                p->blocks = b->page_next;
+                free(b);
+            }
+            free(p);
+        }
+        j->hash[i] = NULL;
+    }
+}
+
+void cache_destroy(struct jit *j)
+{
+    free_blocks(j);
+    munmap(j->desc, JIT_DESCS * sizeof(*j->desc));
+    munmap(j->site, JIT_DESCS * sizeof(*j->site));
+    munmap(j->jc, JC_SLOTS * sizeof(*j->jc));
+    munmap(j->rw, JIT_CACHE);
+    munmap(j->rx, JIT_CACHE);
+}
+
+/* Everything is translated anew. Never while translated code of this cpu is on the stack. */
+void cache_reset(struct jit *j)
+{
+    host_fpu_save(j->cpu);
+    free_blocks(j);
+    j->used = j->base;
+    j->ndesc = 1;
+    j->nsite = 0;
+    memset(j->jc, 0, JC_SLOTS * sizeof(*j->jc));
+    j->resets++;
+}
+
+/* ---- trampolines ---- */
+
+static void emit_reload(struct emit *e)
+{
+    e_mov_load(e, H_R15, rm_cpu(CPU(flat))); /* from any of its mappings */
+    e_mov_load(e, H_R14, rm_cpu(CPU(s.flags)));
+    e_push(e, H_R14);
+    e1(e, 0x9d); /* popfq */
+    for (unsigned g = 0; g < 16; g++)
+        if (tr_host_reg[g] != H_NONE)
+            e_mov_load(e, tr_host_reg[g], rm_cpu(CPU_GPR(g)));
+}
+
+static void emit_spill(struct emit *e)
+{
+    for (unsigned g = 0; g < 16; g++)
+        if (tr_host_reg[g] != H_NONE)
+            e_mov_store(e, rm_cpu(CPU_GPR(g)), tr_host_reg[g]);
+    e1(e, 0x9c); /* pushfq */
+    e_pop(e, H_R14);
+    e_op(e, 0, 0, 0x81, 4, rm_reg(H_R14)); /* and r14d, imm32 */
+    e4(e, F_OSZAPC);
+    e_mov_store(e, rm_cpu(CPU(s.flags)), H_R14);
+}
+
+static const uint8_t saved[] = {H_RBX, H_RBP, H_R12, H_R13, H_R14, H_R15};
+
+/* void enter(uint64_t code, uint64_t flat) */
+static void emit_enter(struct jit *j, struct emit *e)
+{
+    j->enter = e->w - j->rw;
+    for (unsigned i = 0; i < sizeof(saved); i++)
+        e_push(e, saved[i]);
+    e_lea(e, H_RSP, rm_mem(H_RSP, -8)); /* aligned: a call may follow */
+    e_op(e, EF_W, 0, 0x89, H_RDI, rm_reg(H_RCX)); /* mov rcx, rdi */
+    e_op(e, EF_W, 0, 0x89, H_RSI, rm_reg(H_R15));
+    emit_reload(e);
+    e_jmp_reg(e, H_RCX);
+    j->leave = e->w - j->rw;
+    e_lea(e, H_RSP, rm_mem(H_RSP, 8));
+    for (unsigned i = sizeof(saved); i--;)
+        e_pop(e, saved[i]);
+    e1(e, 0xc3);
+}
+
+/* ecx = descriptor: spill, ask jit_slow(), go where it says. */
+static void emit_slow(struct jit *j, struct emit *e)
+{
+    uint8_t *leave;
+
+    j->slow = e->w - j->rw;
+    emit_spill(e);
+    e_op(e, 0, 0, 0x89, H_RCX, rm_reg(H_RSI)); /* mov esi, ecx */
+    e_mov_load(e, H_RDI, rm_cpu(CPU_HOT(HOT_CPU)));
+    e_call_rm(e, rm_cpu(CPU_HOT(HOT_SLOW)));
+    e_test_reg(e, H_RAX);
+    leave = e_jcc_later(e, 4);
+    e_op(e, EF_W, 0, 0x89, H_RAX, rm_reg(H_RCX)); /* mov rcx, rax */
+    emit_reload(e);
+    e_jmp_reg(e, H_RCX);
+    e_fix32(e, leave, j->rw + j->leave);
+}
+
+void cache_trampolines(struct jit *j)
+{
+    struct emit e = {.w = j->rw, .bias = (uint64_t)(j->rx - j->rw)};
+
+    emit_enter(j, &e);
+    emit_slow(j, &e);
+    j->base = (e.w - j->rw + 63) & ~63u;
+    j->used = j->base;
+    j->ndesc = 1;
+}

@@ -1,0 +1,458 @@
+/* SPDX-License-Identifier: MIT
+ * jit.c: the engine's run loop: finds blocks, has hot ones translated, serves the slow paths of translated code, and keeps
+ * translations right when code changes. */
+#include "jit.h"
+#include "tr.h"
+#include <cpuid.h>
+#include <signal.h>
+#include <stdlib.h>
+#include <ucontext.h>
+
+static uint64_t code_address(const struct jit *j, const struct jit_block *jb)
+{
+    return (uint64_t)(j->rx + jb->code);
+}
+
+static unsigned hash_of(hva_t hva, uint32_t key)
+{
+    return ((hva ^ (uint64_t)key << 40) * 0x9e3779b97f4a7c15ull) >> 48;
+}
+_Static_assert(JIT_HASH == 1 << 16, "hash_of");
+
+struct jit_block *jit_find(struct jit *j, hva_t hva, uint32_t key)
+{
+    struct jit_block *jb = j->hash[hash_of(hva, key)];
+
+    while (jb && (jb->hva != hva || jb->key != key))
+        jb = jb->hash_next;
+    return jb;
+}
+
+/* ---- code that changes ---- */
+
+/* A dead block's entry leads to the dispatcher; nothing finds it any more. */
+static void block_drop(struct jit *j, struct jit_block *jb)
+{
+    struct jit_block **link = &j->hash[hash_of(jb->hva, jb->key)];
+    struct emit e = {.w = j->rw + jb->code, .bias = (uint64_t)(j->rx - j->rw)};
+
+    if (jb->dead)
+        return;
+    while (*link && *link != jb)
+        link = &(*link)->hash_next;
+    if (*link)
+        *link = jb->hash_next;
+    jb->dead = true;
+    /* ten bytes: every block is longer, and jumps lead to its first byte only; who is inside is past them */
+    e_mov_imm32(&e, H_RCX, jb->exit_desc);
+    e_jmp(&e, (uint64_t)(j->rx + j->slow));
+}
+
+/* Kills that happened since: of all cpus' blocks. */
+static void process_kills(struct jit *j)
+{
+    struct code_pages *c = j->cpu->domain->code;
+    const uint64_t now = atomic_load_explicit(&c->kills, memory_order_acquire);
+
+    if (likely(now == j->kills_seen))
+        return;
+    if (now - j->kills_seen > KILL_RING) {
+        for (unsigned i = 0; i < JIT_HASH; i++) {
+            struct jit_block *next;
+            for (struct jit_block *jb = j->hash[i]; jb; jb = next) {
+                next = jb->hash_next;
+                if (!jb->b->hva)
+                    block_drop(j, jb);
+            }
+        }
+    } else {
+        for (uint64_t k = j->kills_seen; k != now; k++) {
+            const struct killed *d = &c->kill_ring[k % KILL_RING];
+            struct jit_block *next;
+
+            for (unsigned upper = 0; upper < 2; upper++) {
+                for (struct jit_block *jb = j->hash[hash_of(d->hva, d->key | (upper ? KEY_UPPER : 0))]; jb; jb = next) {
+                    next = jb->hash_next;
+                    if (!jb->b->hva)
+                        block_drop(j, jb);
+                }
+            }
+        }
+    }
+    j->kills_seen = now;
+}
+
+/* An executable page was entered anew: links inside of it lead to blocks that nobody compared. */
+static void verify_page(struct jit *j, struct jit_page *p, uint64_t stamp)
+{
+    for (struct jit_block *jb = p->blocks; jb; jb = jb->page_next)
+        if (!jb->dead && (!jb->b->hva || !code_verify(j->cpu, jb->b)))
+            block_drop(j, jb);
+    p->stamp = stamp;
+    j->kills_seen = atomic_load(&j->cpu->domain->code->kills); /* those were ours ... */
+    j->kills_seen -= j->kills_seen ? 1 : 0;                    /* ... but look again: others may have killed too */
+}
+
+/* ---- finding what runs next ---- */
+
+static struct jit_block *translated(struct jit *j, struct block *b, gva_t rip)
+{
+    const uint32_t key = b->key | (rip >> 63 ? KEY_UPPER : 0);
+    struct jit_block *jb = jit_find(j, b->hva, key);
+    uint64_t stamp;
+
+    if (!jb) {
+        if (b->heat < JIT_HEAT) {
+            b->heat++;
+            return NULL;
+        }
+        host_fpu_save(j->cpu);
+        jb = jit_translate(j, b, rip);
+        if (!jb)
+            return NULL;
+        jb->hash_next = j->hash[hash_of(b->hva, key)];
+        j->hash[hash_of(b->hva, key)] = jb;
+        return jb;
+    }
+    stamp = code_stamp(j->cpu, b->page);
+    if (unlikely(jb->page->stamp != stamp)) {
+        verify_page(j, jb->page, stamp);
+        if (jb->dead)
+            return NULL;
+    }
+    return jb;
+}
+
+/* What an indirect branch may use depends on mode and mappings: each combination has a number of its own. User code sees
+ * both halves' generations; supervisor code caches targets in the upper half only. */
+static void choose_salt(struct jit *j)
+{
+    struct cpu *cpu = j->cpu;
+    const uint32_t key = cpu->s.insn_key;
+    const uint64_t gen0 = key & KEY_CPL3 ? cpu->exec_gen[0] : 0, gen1 = cpu->exec_gen[1];
+    struct jit_salt *s = j->salt;
+
+    if (unlikely(!s || s->key != key || s->gen[0] != gen0 || s->gen[1] != gen1)) {
+        for (s = j->salts; s < j->salts + JIT_SALTS; s++)
+            if (s->salt && s->key == key && s->gen[0] == gen0 && s->gen[1] == gen1)
+                break;
+        if (s == j->salts + JIT_SALTS) {
+            s = &j->salts[j->salt_victim++ % JIT_SALTS];
+            *s = (struct jit_salt){.gen = {gen0, gen1}, .key = key, .salt = ++j->next_salt << 7};
+        }
+        j->salt = s;
+    }
+    cpu->s.hot_spare[HOT_SALT] = s->salt;
+}
+
+static void remember(struct jit *j, gva_t rip, const struct jit_block *jb)
+{
+    struct jc_entry *e = &j->jc[rip & (JC_SLOTS - 1)];
+
+    if (!(jb->key & (KEY_CPL3 | KEY_UPPER)))
+        return;
+    e->neg_rip = -rip;
+    e->neg_salt = -j->cpu->s.hot_spare[HOT_SALT];
+    e->code = code_address(j, jb);
+    e->page = rip & PAGE_MASK;
+}
+
+/* The translation of what is at rip now; NULL: only the interpreter, or a status. */
+static struct jit_block *next_block(struct jit *j, struct block **interpreted)
+{
+    struct cpu *cpu = j->cpu;
+    struct jit_block *jb = NULL;
+    struct block *b = NULL;
+
+    *interpreted = NULL;
+    process_kills(j);
+    j->status = code_lookup(cpu, &b);
+    if (j->status != CPU_OK || !b)
+        return NULL;
+    if (cpu->s.mode == MODE_64 && !code_selfcheck(b))
+        jb = translated(j, b, cpu->s.rip);
+    if (!jb) {
+        *interpreted = b;
+        return NULL;
+    }
+    choose_salt(j);
+    cpu->s.hot_spare[HOT_PAGE] = cpu->s.rip & PAGE_MASK;
+    if (jb->uses_fpu && !cpu->fpu_live)
+        host_fpu_load(cpu);
+    return jb;
+}
+
+/* From a slow path: on in translated code, or 0 to leave to the run loop. */
+static uint64_t go_on(struct jit *j)
+{
+    struct block *b;
+    struct jit_block *jb;
+
+    j->status = CPU_AGAIN;
+    if (atomic_load_explicit(&j->cpu->attention, memory_order_relaxed))
+        return 0;
+    jb = next_block(j, &b);
+    if (!jb)
+        return 0;
+    remember(j, j->cpu->s.rip, jb);
+    return code_address(j, jb);
+}
+
+/* ---- slow paths ---- */
+
+static void patch_jump(struct jit *j, uint32_t at, uint64_t target)
+{
+    const int32_t d = (int32_t)(target - ((uint64_t)(j->rx + at) + 4));
+
+    memcpy(j->rw + at, &d, 4);
+}
+
+/* A jump inside of a page, or behind a guard that compares exec_gen: link it when its target is translated. */
+static uint64_t slow_exit(struct jit *j, const struct jit_desc *d)
+{
+    struct cpu *cpu = j->cpu;
+    const struct jit_desc desc = *d;
+    const uint64_t resets = j->resets;
+    struct block *b;
+    struct jit_block *jb;
+
+    cpu->s.rip = cpu->s.hot_spare[HOT_PAGE] + (int64_t)desc.disp;
+    j->status = CPU_AGAIN;
+    if (atomic_load_explicit(&cpu->attention, memory_order_relaxed))
+        return 0;
+    jb = next_block(j, &b);
+    if (!jb)
+        return 0;
+    if (desc.patch && j->resets == resets && !desc.jb->dead && jb->key == desc.jb->key) {
+        if (desc.kind == DESC_CROSS) /* mov rcx, gs:[exec_gen]; lea rcx, [rcx - gen] ... : see tr_goto() */
+            link_cross(j, desc.patch, cpu->exec_gen[jb->key & KEY_UPPER ? 1 : 0], code_address(j, jb));
+        else
+            patch_jump(j, desc.patch, code_address(j, jb));
+    }
+    return code_address(j, jb);
+}
+
+static gva_t access_address(const struct cpu *cpu, const struct insn *in)
+{
+    if (in->mem != 0xff)
+        return in_lin64(cpu, in);
+    return cpu->s.gpr[R_RSP] - (op_rows[in->op].attrs & A_STACK && (in->o[0].rw & OPND_W) ? 0 : 8);
+}
+
+static uint64_t slow_insn(struct jit *j, const struct jit_desc *d)
+{
+    struct cpu *cpu = j->cpu;
+    struct cpu_state *s = &cpu->s;
+    struct block *b = d->jb->b;
+    const struct insn *in = &b->insn[d->index];
+    const uint64_t resume = (uint64_t)(j->rx + d->resume), gen0 = cpu->exec_gen[0], gen1 = cpu->exec_gen[1];
+    gva_t gva = 0;
+    int st;
+
+    s->rip = s->hot_spare[HOT_PAGE] + (int64_t)d->disp;
+    if (d->size)
+        gva = access_address(cpu, in);
+    st = in->fn(cpu, in);
+    cpu->counters[CC_insns]++;
+    if (likely(st == CPU_OK)) {
+        s->rip += in->len;
+        if (unlikely(j->kills_seen != atomic_load_explicit(&cpu->domain->code->kills, memory_order_relaxed)))
+            process_kills(j);
+        if (d->size)
+            flat_fill(cpu, gva);
+        if (d->jb->dead || gen0 != cpu->exec_gen[0] || gen1 != cpu->exec_gen[1])
+            return go_on(j);
+        if (d->jb->uses_fpu && !cpu->fpu_live)
+            host_fpu_load(cpu);
+        return resume;
+    }
+    if (st == CPU_RESCAN)
+        s->rip += in->len;
+    if (st == CPU_RESCAN || st == CPU_JUMP || st == CPU_AGAIN) {
+        if (d->size)
+            flat_fill(cpu, gva);
+        return go_on(j);
+    }
+    cpu->counters[CC_insns]--;
+    j->status = st;
+    return 0;
+}
+
+uint64_t jit_slow(struct cpu *cpu, uint32_t desc)
+{
+    struct jit *j = cpu->engine_data;
+    const struct jit_desc *d = &j->desc[desc];
+
+    switch (d->kind) {
+    case DESC_INSN:
+        return slow_insn(j, d);
+    case DESC_EXIT:
+    case DESC_CROSS:
+        return slow_exit(j, d);
+    case DESC_RIP:
+        return go_on(j);
+    case DESC_FPU:
+        host_fpu_load(cpu);
+        return (uint64_t)(j->rx + d->resume);
+    default: /* DESC_POLL */
+        cpu->s.rip = cpu->s.hot_spare[HOT_PAGE] + (int64_t)d->disp;
+        j->status = CPU_AGAIN;
+        return 0;
+    }
+}
+
+/* ---- the engine ---- */
+
+static int jit_init(struct cpu *cpu)
+{
+    struct jit *j = calloc(1, sizeof(*j));
+
+    if (!j || flat_init(cpu) < 0) {
+        free(j);
+        return -1;
+    }
+    j->cpu = cpu;
+    cpu->engine_data = j;
+    if (cache_init(j) < 0)
+        return -1;
+    return 0;
+}
+
+static void jit_destroy(struct cpu *cpu)
+{
+    struct jit *j = cpu->engine_data;
+
+    if (!j)
+        return;
+    cache_destroy(j);
+    flat_destroy(cpu);
+    free(j);
+    cpu->engine_data = NULL;
+}
+
+static bool jit_supported(void)
+{
+    unsigned a, b, c, d;
+
+    return __get_cpuid_count(7, 0, &a, &b, &c, &d) && (b & 1u << 8); /* BMI2: pext */
+}
+
+static int run_translated(struct jit *j, const struct jit_block *jb)
+{
+    struct cpu *cpu = j->cpu;
+    void (*enter)(uint64_t, uint64_t) = (void (*)(uint64_t, uint64_t))(j->rx + j->enter);
+
+    enter(code_address(j, jb), cpu->flat);
+    return j->status;
+}
+
+static int safepoint(struct jit *j)
+{
+    struct cpu *cpu = j->cpu;
+    int st;
+
+    process_kills(j);
+    if (j->used > JIT_CACHE - JIT_BLOCK_MAX || j->ndesc > JIT_DESCS - 1024)
+        cache_reset(j);
+    if (likely(cpu->s.activity == ACTIVITY_ACTIVE)) {
+        if (atomic_load(&cpu->attention) & ATT_UNVERIFY)
+            code_ack(cpu);
+        return cpu_poll(cpu);
+    }
+    code_run_end(cpu);
+    st = cpu_poll(cpu);
+    process_kills(j);
+    code_run_begin(cpu);
+    return st;
+}
+
+static int run_some(struct jit *j)
+{
+    struct cpu *cpu = j->cpu;
+    struct jit_block *jb;
+    struct block *b;
+    int st;
+
+    if (unlikely(atomic_load_explicit(&cpu->attention, memory_order_relaxed))) {
+        st = safepoint(j);
+        if (st != CPU_OK)
+            return st;
+        if (atomic_load(&cpu->attention) & ATT_STEP)
+            return interp_one_step(cpu);
+    }
+    if (unlikely(cpu_trace_mask & CPU_TRACE_INSN))
+        return interp_one_step(cpu);
+    if (unlikely(j->used > JIT_CACHE - JIT_BLOCK_MAX || j->ndesc > JIT_DESCS - 1024))
+        cache_reset(j);
+    jb = next_block(j, &b);
+    if (jb)
+        return run_translated(j, jb);
+    if (j->status != CPU_OK)
+        return j->status;
+    return b ? interp_blocks(cpu, b) : interp_one(cpu);
+}
+
+/* The hot words are derived state: a reset clears them. */
+static void hot_words(struct jit *j)
+{
+    struct cpu *cpu = j->cpu;
+
+    cpu->s.hot_spare[HOT_MASK] = FLAT_INDEX_MASK;
+    cpu->s.hot_spare[HOT_JC] = (uint64_t)j->jc;
+    cpu->s.hot_spare[HOT_MASK_JC] = JC_SLOTS - 1;
+    cpu->s.hot_spare[HOT_SLOW] = (uint64_t)jit_slow;
+    cpu->s.hot_spare[HOT_CPU] = (uint64_t)cpu;
+}
+
+static int jit_run(struct cpu *cpu)
+{
+    struct jit *j = cpu->engine_data;
+    int st;
+
+    hot_words(j);
+    process_kills(j);
+    code_run_begin(cpu);
+    do {
+        st = run_some(j);
+        if (st == CPU_FAULT)
+            st = cpu_exception(cpu);
+    } while (st != CPU_VMEXIT);
+    process_kills(j);
+    code_run_end(cpu);
+    return st;
+}
+
+/* A host fault of translated code: its instruction goes to the slow path, where the interpreter finds the cause. */
+static int jit_fault(struct cpu *cpu, int sig, void *siginfo, void *ucontext)
+{
+    struct jit *j = cpu->engine_data;
+    greg_t *regs = ((ucontext_t *)ucontext)->uc_mcontext.gregs;
+    const uint64_t off = (uint64_t)regs[16 /* RIP */] - (uint64_t)j->rx;
+    uint32_t lo = 0, hi = j->nsite;
+
+    if (off >= j->used)
+        return 0;
+    while (lo < hi) {
+        const uint32_t mid = (lo + hi) / 2;
+        if (j->site[mid].rip < off)
+            lo = mid + 1;
+        else
+            hi = mid;
+    }
+    if (lo == j->nsite || j->site[lo].rip != off)
+        return 0;
+    regs[16] = (greg_t)(j->rx + j->site[lo].stub);
+    return 1;
+}
+
+const struct engine jit_engine = {.name = "jit",
+                                  .supported = jit_supported,
+                                  .init = jit_init,
+                                  .destroy = jit_destroy,
+                                  .run = jit_run,
+                                  .fault = jit_fault};
+
+__attribute__((constructor)) static void register_jit(void)
+{
+    engine_register(&jit_engine);
+}

@@ -1,0 +1,126 @@
+/* SPDX-License-Identifier: MIT
+ * jit.h: the engine "jit": same-ISA translation of decoded blocks (src/cpu/code.h) of 64-bit mode.
+ *
+ * What translated code may rely on, and must keep:
+ *   rsp         a valid host stack, 16-byte aligned; its top words are scratch
+ *   r15         cpu->flat: 128 bytes into struct cpu, mapped in front of the flat table of the current access mode
+ *   rcx, r14    scratch
+ *   the others  guest registers (tr_host_reg); guest r10 r11 r14 r15 live in the state
+ *   EFLAGS      the guest's six arithmetic flags, nothing else
+ *   vectors     the guest's, in blocks with vector instructions (made live at entry)
+ * State in memory is exact only where slow_common has spilled. An instruction that is not emitted, misses the flat table or
+ * faults is run by its interpreter function through a descriptor: jit_slow(). Nothing of it is visible before that.
+ *
+ * The cache belongs to one cpu: only its thread writes or runs it. It is mapped twice, writable and executable. */
+#ifndef JIT_JIT_H
+#define JIT_JIT_H
+
+#include "../cpu/code.h"
+#include "../cpu/engine.h"
+#include "../cpu/flat.h"
+#include "emit.h"
+
+#define JIT_CACHE     (48u << 20) /* bytes of code */
+#define JIT_BLOCK_MAX 16384u      /* bytes that one block can need */
+#define JIT_DESCS     (1u << 20)
+#define JIT_HASH      (1u << 16)
+#define JIT_HEAT      3u          /* times that a block is interpreted before it is translated */
+#define JC_SLOTS      (1u << 16)
+
+enum desc_kind {
+    DESC_INSN,  /* run insn[index] by the interpreter, then resume */
+    DESC_EXIT,  /* go on at page + disp; patch: link this jump to it */
+    DESC_CROSS, /* the same for another page: patch a guarded link */
+    DESC_RIP,   /* go on at s->rip */
+    DESC_FPU,   /* make the vector state live, then resume */
+    DESC_POLL,  /* attention: go on at page + disp after a safepoint */
+};
+
+struct jit_desc {
+    struct jit_block *jb;
+    uint32_t resume;   /* offset in the cache */
+    uint32_t patch;    /* offset of a jump's displacement, 0: none */
+    int32_t disp;      /* guest rip minus page address: of the instruction (INSN), of the target (EXIT, POLL) */
+    uint16_t index;
+    uint8_t kind, size;
+};
+
+struct jit_site { /* host instruction that may fault -> its slow path */
+    uint32_t rip, stub;
+};
+
+struct jit_page {
+    hva_t hva;
+    uint32_t key;
+    uint64_t stamp;           /* as of code.c: blocks were compared then */
+    struct jit_block *blocks;
+    struct jit_page *next;
+};
+
+struct jit_block {
+    struct block *b;
+    hva_t hva;
+    uint32_t key;             /* insn_key, and KEY_UPPER */
+    uint32_t code;            /* offset of the entry */
+    uint32_t exit_desc;       /* DESC_EXIT to itself: what a killed block's entry becomes */
+    bool dead, uses_fpu;
+    struct jit_page *page;
+    struct jit_block *page_next, *hash_next;
+};
+#define KEY_UPPER 0x80000000u /* translated for the upper half of the address space */
+
+struct jc_entry { /* where an indirect branch goes: a cache by the low 16 bits of the address */
+    uint64_t neg_rip, neg_salt;
+    uint64_t code; /* host address */
+    uint64_t page; /* rip's page */
+};
+
+struct jit_salt { /* who may use an entry: mode and mappings have a number */
+    uint64_t gen[2];
+    uint32_t key;
+    uint64_t salt;
+};
+#define JIT_SALTS 64u
+
+struct jit {
+    struct cpu *cpu;
+    uint8_t *rw, *rx;
+    uint32_t used, base;          /* bytes; base: behind the trampolines */
+    uint32_t enter, leave, slow;  /* trampolines' offsets */
+    struct jit_desc *desc;
+    uint32_t ndesc;
+    struct jit_site *site;
+    uint32_t nsite;
+    struct jit_block *hash[JIT_HASH];
+    struct jit_page *pages[JIT_HASH];
+    struct jc_entry *jc;
+    uint64_t kills_seen;
+    struct jit_salt salts[JIT_SALTS], *salt; /* the last: in force */
+    uint64_t next_salt;
+    unsigned salt_victim;
+    int status;                   /* why translated code was left */
+    uint64_t resets, translated_blocks, translated_bytes;
+};
+
+/* hot words of the state (state.def, hot_spare) */
+enum { HOT_PAGE, HOT_MASK, HOT_JC, HOT_SALT, HOT_MASK_JC, HOT_SLOW, HOT_CPU, HOT_COUNT };
+_Static_assert(HOT_COUNT <= 10, "state.def: hot_spare");
+
+#define CPU(field)      ((int32_t)offsetof(struct cpu, field) - FLAT_BASE)
+#define CPU_GPR(g)      ((int32_t)(offsetof(struct cpu, s.gpr) + 8 * (g)) - FLAT_BASE)
+#define CPU_HOT(n)      ((int32_t)(offsetof(struct cpu, s.hot_spare) + 8 * (n)) - FLAT_BASE)
+
+/* jit.c */
+struct jit_block *jit_find(struct jit *, hva_t hva, uint32_t key);
+uint64_t jit_slow(struct cpu *, uint32_t desc); /* called by translated code: where to go on (host address), 0: leave */
+/* cache.c */
+int cache_init(struct jit *);
+void cache_destroy(struct jit *);
+void cache_reset(struct jit *);
+void cache_trampolines(struct jit *);
+/* translate.c: a guarded link is made: the imm32 of its comparison is at patch */
+void link_cross(struct jit *, uint32_t patch, uint64_t gen, uint64_t target);
+/* translate.c: NULL when the cache is full */
+struct jit_block *jit_translate(struct jit *, struct block *, gva_t rip);
+
+#endif

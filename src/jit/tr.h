@@ -1,0 +1,78 @@
+/* SPDX-License-Identifier: MIT
+ * tr.h: the translator's inside: what the emitting files (tr_*.c) share. */
+#ifndef JIT_TR_H
+#define JIT_TR_H
+
+#include "jit.h"
+
+extern const uint8_t tr_host_reg[16]; /* guest register -> host register, H_NONE: it lives in the state */
+
+#define T0 H_R14 /* address */
+#define T1 H_RCX /* index, entry, value */
+
+struct tr_stub { /* out of line: ecx = descriptor; jump to slow */
+    uint32_t desc;
+    uint8_t *from[4]; /* 32-bit displacements that lead here */
+    unsigned nfrom;
+};
+struct tr_short { /* a jrcxz whose landing is not placed yet */
+    uint8_t *at;
+    struct tr_stub *stub;
+};
+
+#define TR_STUBS 256
+struct tr {
+    struct jit *j;
+    struct emit e;
+    struct block *b;
+    struct jit_block *jb;
+    const struct insn *in;    /* the instruction being translated */
+    unsigned i;
+    uint32_t off, next_off;   /* page offsets of it and of the one behind it */
+    bool flags_live;          /* before it: checks must leave EFLAGS alone */
+    uint8_t live[BLOCK_INSNS + 1];
+    uint8_t *insn_start;
+    struct tr_stub *insn_stub; /* this instruction's slow path, made on demand */
+    struct tr_stub stub[TR_STUBS];
+    unsigned nstub;
+    struct tr_short shorts[64];
+    unsigned nshorts;
+    bool ended;               /* control flow never falls out of the last instruction */
+};
+
+typedef bool tr_fn(struct tr *); /* false: not emitted (nothing may have been): the interpreter's function runs it */
+extern tr_fn *const tr_table[OP_COUNT];
+
+/* ---- translate.c ---- */
+uint32_t tr_desc(struct tr *, enum desc_kind, int32_t disp);
+struct tr_stub *tr_stub_new(struct tr *, uint32_t desc);
+struct tr_stub *tr_slow(struct tr *);                 /* the current instruction by the interpreter */
+void tr_jmp_stub(struct tr *, struct tr_stub *);
+void tr_jcc_stub(struct tr *, unsigned cc, struct tr_stub *);
+void tr_jrcxz_stub(struct tr *, struct tr_stub *);     /* rcx == 0; flags untouched */
+/* Place what jrcxz waits for, if room more bytes would put it out of reach, or behind an unconditional jump. */
+void tr_islands(struct tr *, bool behind_jump, unsigned room);
+void tr_site(struct tr *);                             /* the next host instruction may fault: slow path is the fix-up */
+/* Go on at page + disp (a direct branch or the block's end): linked jumps. */
+void tr_goto(struct tr *, int32_t disp);
+/* Go on at the address in T0 (any value). */
+void tr_goto_reg(struct tr *);
+
+/* ---- tr_mem.c ---- */
+/* T0 = linear address of the memory operand. false: a form that is not emitted. */
+bool tr_address(struct tr *);
+/* T0 = host address for size bytes, checked for reading (or writing, which implies reading); T1 is lost. Out of line: the slow path. */
+void tr_check(struct tr *, unsigned size, bool write);
+/* both; then *rm is the operand */
+bool tr_mem(struct tr *, unsigned size, bool write, struct rm *rm);
+/* operand n as a register or state word of the guest register */
+struct rm tr_reg_rm(unsigned guest_reg);
+
+/* ---- the rest ---- */
+tr_fn tr_none;
+static inline bool tr_pinned(unsigned g)
+{
+    return tr_host_reg[g] != H_NONE;
+}
+
+#endif

@@ -1,0 +1,847 @@
+/* SPDX-License-Identifier: MIT
+ * tr_int.c: integer instructions: the same instruction on host registers or on a checked address. What may fault comes
+ * first, what is visible after it; the flags are the host's own. Guest registers that live in the state go through T1. */
+#include "tr.h"
+
+static unsigned ef(unsigned size)
+{
+    return size == 8 ? EF_W : size == 2 ? EF_O16 : size == 1 ? EF_B8 : 0;
+}
+
+static bool is_reg(const struct insn *in, unsigned n)
+{
+    return in->o[n].kind == OPK_REG;
+}
+
+static bool is_mem(const struct insn *in, unsigned n)
+{
+    return in->o[n].kind == OPK_MEM;
+}
+
+/* LOCK belongs to memory destinations; elsewhere it is #UD, which the interpreter raises. */
+static bool lock_ok(const struct insn *in)
+{
+    return !(in->pfx & PFX_LOCK) || is_mem(in, 0);
+}
+
+static void e_imm(struct emit *e, unsigned size, uint64_t v)
+{
+    if (size == 1)
+        e1(e, v);
+    else if (size == 2)
+        memcpy((e->w += 2) - 2, &v, 2);
+    else
+        e4(e, v);
+}
+
+static struct rm r(const struct insn *in, unsigned n)
+{
+    return tr_reg_rm(in->o[n].reg);
+}
+
+/* A register operand that must be in a register: T1 holds one that lives in the state. */
+static uint8_t in_reg(struct tr *t, unsigned n)
+{
+    const unsigned g = t->in->o[n].reg;
+
+    if (tr_pinned(g))
+        return tr_host_reg[g];
+    e_mov_load(&t->e, T1, tr_reg_rm(g));
+    return T1;
+}
+
+/* ... and back after it was written. 32-bit results are zero-extended in T1 already. */
+static void out_reg(struct tr *t, unsigned n)
+{
+    const unsigned g = t->in->o[n].reg;
+
+    if (!tr_pinned(g))
+        e_mov_store(&t->e, tr_reg_rm(g), T1);
+}
+
+/* ---- add or adc sbb and sub xor cmp ---- */
+static int alu_index(unsigned op)
+{
+    switch (op) {
+    case OP_ADD: return 0;
+    case OP_OR: return 1;
+    case OP_ADC: return 2;
+    case OP_SBB: return 3;
+    case OP_AND: return 4;
+    case OP_SUB: return 5;
+    case OP_XOR: return 6;
+    default: return 7;
+    }
+}
+
+static bool tr_alu(struct tr *t)
+{
+    const struct insn *in = t->in;
+    const unsigned size = in->o[0].size, a = alu_index(in->op), f = ef(size), byte = size == 1;
+    struct emit *e = &t->e;
+    struct rm rm;
+
+    if (!lock_ok(in) || in->o[0].kind == OPK_REG8H || in->o[1].kind == OPK_REG8H)
+        return false;
+    if (is_mem(in, 0)) {
+        const unsigned lock = in->pfx & PFX_LOCK ? EF_LOCK : 0;
+        uint8_t src = T1;
+
+        if (!tr_address(t))
+            return false;
+        tr_check(t, size, a != 7);
+        if (in->o[1].kind == OPK_REG)
+            src = in_reg(t, 1);
+        tr_site(t);
+        rm = rm_mem(T0, 0);
+        if (in->o[1].kind == OPK_IMM) {
+            e_op(e, f | lock, 0, byte ? 0x80 : 0x81, a, rm);
+            e_imm(e, size, in->imm);
+        } else {
+            e_op(e, f | lock, 0, a * 8 + (byte ? 0 : 1), src, rm);
+        }
+        return true;
+    }
+    if (!is_reg(in, 0))
+        return false;
+    if (is_mem(in, 1)) {
+        uint8_t dst;
+        if (!tr_address(t))
+            return false;
+        tr_check(t, size, false);
+        dst = in_reg(t, 0);
+        tr_site(t);
+        e_op(e, f, 0, a * 8 + (byte ? 2 : 3), dst, rm_mem(T0, 0));
+    } else if (in->o[1].kind == OPK_IMM) {
+        const uint8_t dst = in_reg(t, 0);
+        const bool short_imm = !byte && (int64_t)in->imm == (int8_t)in->imm;
+        e_op(e, f, 0, byte ? 0x80 : short_imm ? 0x83 : 0x81, a, rm_reg(dst));
+        e_imm(e, short_imm ? 1 : size, in->imm);
+    } else if (is_reg(in, 1)) {
+        const uint8_t dst = in_reg(t, 0);
+        e_op(e, f, 0, a * 8 + (byte ? 2 : 3), dst, r(in, 1));
+    } else {
+        return false;
+    }
+    if (a != 7)
+        out_reg(t, 0);
+    return true;
+}
+
+static bool tr_test(struct tr *t)
+{
+    const struct insn *in = t->in;
+    const unsigned size = in->o[0].size, f = ef(size), byte = size == 1;
+    struct rm rm;
+
+    if (in->o[0].kind == OPK_REG8H || in->o[1].kind == OPK_REG8H || (in->pfx & PFX_LOCK))
+        return false;
+    if (is_mem(in, 0)) {
+        uint8_t src = T1;
+        if (!tr_address(t))
+            return false;
+        tr_check(t, size, false);
+        rm = rm_mem(T0, 0);
+        if (in->o[1].kind == OPK_REG)
+            src = in_reg(t, 1);
+        tr_site(t);
+        if (in->o[1].kind != OPK_IMM) {
+            e_op(&t->e, f, 0, byte ? 0x84 : 0x85, src, rm);
+            return true;
+        }
+    } else if (is_reg(in, 0)) {
+        rm = r(in, 0);
+        if (is_reg(in, 1)) {
+            e_op(&t->e, f, 0, byte ? 0x84 : 0x85, in_reg(t, 1), rm);
+            return true;
+        }
+    } else {
+        return false;
+    }
+    if (in->o[1].kind != OPK_IMM)
+        return false;
+    e_op(&t->e, f, 0, byte ? 0xf6 : 0xf7, 0, rm);
+    e_imm(&t->e, size, in->imm);
+    return true;
+}
+
+/* inc dec not neg: group 3 and 5 */
+static bool tr_unary(struct tr *t)
+{
+    const struct insn *in = t->in;
+    const unsigned size = in->o[0].size, byte = size == 1;
+    const unsigned group = in->op == OP_INC || in->op == OP_DEC ? 0xfe : 0xf6;
+    const unsigned n = in->op == OP_INC ? 0 : in->op == OP_DEC ? 1 : in->op == OP_NOT ? 2 : 3;
+
+    if (!lock_ok(in))
+        return false;
+    if (is_mem(in, 0)) {
+        struct rm rm;
+        if (!tr_mem(t, size, true, &rm))
+            return false;
+        e_op(&t->e, ef(size) | (in->pfx & PFX_LOCK ? EF_LOCK : 0), 0, group + !byte, n, rm);
+        return true;
+    }
+    if (!is_reg(in, 0))
+        return false;
+    e_op(&t->e, ef(size), 0, group + !byte, n, rm_reg(in_reg(t, 0)));
+    out_reg(t, 0);
+    return true;
+}
+
+/* ---- moves ---- */
+static bool mov_to_mem(struct tr *t)
+{
+    const struct insn *in = t->in;
+    const unsigned size = in->o[0].size, byte = size == 1;
+    uint8_t src = T1;
+
+    if (in->o[1].kind != OPK_REG && in->o[1].kind != OPK_IMM)
+        return false;
+    if (!tr_address(t))
+        return false;
+    tr_check(t, size, true);
+    if (in->o[1].kind == OPK_REG)
+        src = in_reg(t, 1);
+    tr_site(t);
+    if (in->o[1].kind == OPK_REG) {
+        e_op(&t->e, ef(size), 0, byte ? 0x88 : 0x89, src, rm_mem(T0, 0));
+    } else {
+        e_op(&t->e, ef(size), 0, byte ? 0xc6 : 0xc7, 0, rm_mem(T0, 0));
+        e_imm(&t->e, size, in->imm);
+    }
+    return true;
+}
+
+static bool tr_mov(struct tr *t)
+{
+    const struct insn *in = t->in;
+    const unsigned size = in->o[0].size, byte = size == 1;
+    struct emit *e = &t->e;
+
+    if (in->pfx & PFX_LOCK)
+        return false;
+    if (is_mem(in, 0))
+        return mov_to_mem(t);
+    if (!is_reg(in, 0))
+        return false;
+    if (is_mem(in, 1)) {
+        uint8_t dst;
+        if (!tr_address(t))
+            return false;
+        tr_check(t, size, false);
+        if (size < 4 && !tr_pinned(in->o[0].reg)) { /* merges: through T1, which must have the old value */
+            dst = in_reg(t, 0);
+        } else {
+            dst = tr_pinned(in->o[0].reg) ? tr_host_reg[in->o[0].reg] : T1;
+        }
+        tr_site(t);
+        e_op(e, ef(size), 0, byte ? 0x8a : 0x8b, dst, rm_mem(T0, 0));
+        out_reg(t, 0);
+    } else if (in->o[1].kind == OPK_IMM) {
+        if (size == 8 || size == 4) {
+            const uint64_t v = size == 4 ? (uint32_t)in->imm : in->imm;
+            e_mov_imm64(e, tr_pinned(in->o[0].reg) ? tr_host_reg[in->o[0].reg] : T1, v);
+            out_reg(t, 0);
+        } else {
+            e_op(e, ef(size), 0, byte ? 0xc6 : 0xc7, 0, r(in, 0));
+            e_imm(e, size, in->imm);
+        }
+    } else if (is_reg(in, 1)) {
+        if (size >= 4 && tr_pinned(in->o[0].reg)) {
+            e_op(e, ef(size), 0, 0x8b, tr_host_reg[in->o[0].reg], r(in, 1));
+        } else {
+            const uint8_t dst = size >= 4 ? T1 : in_reg(t, 0);
+            e_op(e, ef(size), 0, byte ? 0x8a : 0x8b, dst, r(in, 1));
+            out_reg(t, 0);
+        }
+    } else {
+        return false;
+    }
+    return true;
+}
+
+/* movzx movsx movsxd: the source is smaller */
+static bool tr_movx(struct tr *t)
+{
+    const struct insn *in = t->in;
+    const unsigned size = in->o[0].size, from = in->o[1].size;
+    const unsigned opcode = in->op == OP_MOVSXD ? 0x63 : (in->op == OP_MOVZX ? 0xb6 : 0xbe) + (from == 2);
+    const unsigned map = in->op == OP_MOVSXD ? 0 : 1;
+    unsigned f = ef(size);
+    struct rm rm;
+    uint8_t dst;
+
+    if (!is_reg(in, 0) || size < 4)
+        return false;
+    if (is_mem(in, 1)) {
+        if (!tr_address(t))
+            return false;
+        tr_check(t, from, false);
+        rm = rm_mem(T0, 0);
+        tr_site(t);
+    } else if (is_reg(in, 1)) {
+        rm = r(in, 1);
+        if (from == 1)
+            f |= EF_B8;
+    } else {
+        return false;
+    }
+    dst = tr_pinned(in->o[0].reg) ? tr_host_reg[in->o[0].reg] : T1;
+    e_op(&t->e, f, map, opcode, dst, rm);
+    out_reg(t, 0);
+    return true;
+}
+
+static bool tr_lea(struct tr *t)
+{
+    const struct insn *in = t->in;
+    const unsigned size = in->o[0].size;
+    struct insn plain = *in;
+
+    if (size < 4 || !is_reg(in, 0))
+        return false;
+    if (in->asize == 8 && in->disp == (int32_t)in->disp && (in->base < 16 ? tr_pinned(in->base) : in->base == H_NONE) &&
+        (in->index >= 16 || tr_pinned(in->index))) {
+        const struct rm ea = {.mem = true, .reg = in->base < 16 ? tr_host_reg[in->base] : H_NONE,
+                              .index = in->index < 16 ? tr_host_reg[in->index] : H_NONE, .scale = in->scale,
+                              .disp = (int32_t)in->disp};
+        e_op(&t->e, ef(size), 0, 0x8d, tr_pinned(in->o[0].reg) ? tr_host_reg[in->o[0].reg] : T1, ea);
+        out_reg(t, 0);
+        return true;
+    }
+    plain.seg = SEG_DS;
+    t->in = &plain;
+    if (!tr_address(t)) {
+        t->in = in;
+        return false;
+    }
+    t->in = in;
+    if (tr_pinned(in->o[0].reg))
+        e_op(&t->e, ef(size), 0, 0x8b, tr_host_reg[in->o[0].reg], rm_reg(T0));
+    else {
+        e_op(&t->e, ef(size), 0, 0x8b, T1, rm_reg(T0));
+        out_reg(t, 0);
+    }
+    return true;
+}
+
+static bool tr_xchg(struct tr *t)
+{
+    const struct insn *in = t->in;
+    const unsigned size = in->o[0].size;
+    const bool first = is_mem(in, 0);
+    const unsigned n = first ? 1 : 0;
+    uint8_t reg;
+
+    if (!first && !is_mem(in, 1)) {
+        if (!is_reg(in, 0) || !is_reg(in, 1) || (in->pfx & PFX_LOCK) || size < 4)
+            return false;
+        e_op(&t->e, EF_W, 0, 0x8b, T0, r(in, 1)); /* through T0 and T1: either may live in the state */
+        e_op(&t->e, EF_W, 0, 0x8b, T1, r(in, 0));
+        if (size == 4) {
+            e_op(&t->e, 0, 0, 0x8b, T0, rm_reg(T0));
+            e_op(&t->e, 0, 0, 0x8b, T1, rm_reg(T1));
+        }
+        e_mov_store(&t->e, r(in, 0), T0);
+        e_mov_store(&t->e, r(in, 1), T1);
+        return true;
+    }
+    if (in->o[n].kind != OPK_REG || !tr_address(t))
+        return false;
+    tr_check(t, size, true);
+    reg = in_reg(t, n);
+    tr_site(t);
+    e_op(&t->e, ef(size), 0, size == 1 ? 0x86 : 0x87, reg, rm_mem(T0, 0));
+    if (size == 4 && reg == T1)
+        e_op(&t->e, 0, 0, 0x8b, T1, rm_reg(T1));
+    out_reg(t, n);
+    return true;
+}
+
+/* cmpxchg, xadd with memory: the register operand is the second */
+static bool tr_cmpxchg(struct tr *t)
+{
+    const struct insn *in = t->in;
+    const unsigned size = in->o[0].size, base = in->op == OP_XADD ? 0xc0 : 0xb0;
+    uint8_t reg;
+
+    if (!is_mem(in, 0) || !is_reg(in, 1) || !tr_address(t))
+        return false;
+    tr_check(t, size, true);
+    reg = in_reg(t, 1);
+    tr_site(t);
+    e_op(&t->e, ef(size) | (in->pfx & PFX_LOCK ? EF_LOCK : 0), 1, base + (size != 1), reg, rm_mem(T0, 0));
+    if (in->op == OP_XADD)
+        out_reg(t, 1);
+    return true;
+}
+
+/* ---- shifts ---- */
+static bool tr_shift(struct tr *t)
+{
+    const struct insn *in = t->in;
+    const unsigned size = in->o[0].size, byte = size == 1;
+    unsigned n;
+    bool by_cl;
+    struct rm rm;
+
+    switch (in->op) {
+    case OP_ROL: n = 0; break;
+    case OP_ROR: n = 1; break;
+    case OP_RCL: n = 2; break;
+    case OP_RCR: n = 3; break;
+    case OP_SHL: n = 4; break;
+    case OP_SHR: n = 5; break;
+    default: n = 7; break;
+    }
+    by_cl = in->o[1].kind == OPK_REG;
+    if ((!by_cl && in->o[1].kind != OPK_IMM) || (in->pfx & PFX_LOCK))
+        return false;
+    if (is_mem(in, 0)) {
+        if (!tr_address(t))
+            return false;
+        tr_check(t, size, true);
+        rm = rm_mem(T0, 0);
+    } else if (is_reg(in, 0)) {
+        rm = rm_reg(T0);
+        if (tr_pinned(in->o[0].reg))
+            rm = r(in, 0);
+        else
+            e_mov_load(&t->e, T0, r(in, 0));
+    } else {
+        return false;
+    }
+    if (by_cl)
+        e_mov_load32(&t->e, T1, rm_reg(tr_host_reg[R_RCX]));
+    if (is_mem(in, 0))
+        tr_site(t);
+    e_op(&t->e, ef(size), 0, (by_cl ? 0xd2 : 0xc0) + !byte, n, rm);
+    if (!by_cl)
+        e1(&t->e, in->imm);
+    if (is_reg(in, 0) && !tr_pinned(in->o[0].reg)) {
+        if (size == 4) /* a count of 0 leaves the upper half: the guest's is cleared */
+            e_mov_load32(&t->e, T0, rm_reg(T0));
+        e_mov_store(&t->e, r(in, 0), T0);
+    } else if (is_reg(in, 0) && size == 4 && by_cl) {
+        e_mov_load32(&t->e, rm.reg, rm_reg(rm.reg));
+    }
+    return true;
+}
+
+/* shld shrd: reg, reg, imm8 or cl */
+static bool tr_shift2(struct tr *t)
+{
+    const struct insn *in = t->in;
+    const bool by_cl = in->o[2].kind == OPK_REG;
+    uint8_t dst;
+
+    if (!is_reg(in, 0) || !is_reg(in, 1) || in->o[0].size < 4 || !tr_pinned(in->o[1].reg))
+        return false;
+    dst = tr_pinned(in->o[0].reg) ? tr_host_reg[in->o[0].reg] : T0;
+    if (dst == T0)
+        e_mov_load(&t->e, T0, r(in, 0));
+    if (by_cl)
+        e_mov_load32(&t->e, T1, rm_reg(tr_host_reg[R_RCX]));
+    e_op(&t->e, ef(in->o[0].size), 1, (in->op == OP_SHLD ? 0xa4 : 0xac) + by_cl, tr_host_reg[in->o[1].reg], rm_reg(dst));
+    if (!by_cl)
+        e1(&t->e, in->imm);
+    if (in->o[0].size == 4)
+        e_mov_load32(&t->e, dst, rm_reg(dst));
+    if (dst == T0)
+        e_mov_store(&t->e, r(in, 0), T0);
+    return true;
+}
+
+/* ---- multiply and divide ---- */
+static bool tr_imul(struct tr *t);
+
+/* one operand: rax and rdx are the host's own. A divide error comes as SIGFPE: the interpreter raises it. */
+static bool tr_muldiv(struct tr *t)
+{
+    const struct insn *in = t->in;
+    const unsigned size = in->o[0].size;
+    unsigned n;
+    struct rm rm;
+
+    if (in->op == OP_IMUL && in->o[1].kind != OPK_NONE && in->nops > 1 && is_reg(in, 0) && (is_reg(in, 1) || is_mem(in, 1)))
+        return tr_imul(t);
+    n = in->op == OP_MUL ? 4 : in->op == OP_IMUL ? 5 : in->op == OP_DIV ? 6 : 7;
+    if (is_mem(in, 0)) {
+        if (!tr_mem(t, size, false, &rm))
+            return false;
+    } else if (is_reg(in, 0)) {
+        rm = r(in, 0);
+        tr_site(t);
+    } else {
+        return false;
+    }
+    e_op(&t->e, ef(size), 0, size == 1 ? 0xf6 : 0xf7, n, rm);
+    return true;
+}
+
+static bool tr_imul(struct tr *t)
+{
+    const struct insn *in = t->in;
+    const unsigned size = in->o[0].size;
+    const bool three = in->nops > 2 && in->o[2].kind == OPK_IMM;
+    struct rm rm;
+    uint8_t dst;
+
+    if (is_mem(in, 1)) {
+        if (!tr_address(t))
+            return false;
+        tr_check(t, size, false);
+        rm = rm_mem(T0, 0);
+    } else {
+        rm = r(in, 1);
+    }
+    dst = three && size >= 4 ? (tr_pinned(in->o[0].reg) ? tr_host_reg[in->o[0].reg] : T1) : in_reg(t, 0);
+    if (is_mem(in, 1))
+        tr_site(t);
+    if (three) {
+        e_op(&t->e, ef(size), 0, 0x69, dst, rm);
+        e_imm(&t->e, size, in->imm);
+    } else {
+        e_op(&t->e, ef(size), 1, 0xaf, dst, rm);
+    }
+    out_reg(t, 0);
+    return true;
+}
+
+/* ---- bits ---- */
+static bool tr_bit_scan(struct tr *t)
+{
+    const struct insn *in = t->in;
+    const unsigned size = in->o[0].size;
+    const unsigned rep = in->op == OP_BSF || in->op == OP_BSR ? 0 : EF_F3;
+    const unsigned opcode = in->op == OP_POPCNT ? 0xb8 : in->op == OP_BSF || in->op == OP_TZCNT ? 0xbc : 0xbd;
+    struct rm rm;
+    uint8_t dst;
+
+    if (!is_reg(in, 0))
+        return false;
+    if (is_mem(in, 1)) {
+        if (!tr_address(t))
+            return false;
+        tr_check(t, size, false);
+        rm = rm_mem(T0, 0);
+    } else if (is_reg(in, 1)) {
+        rm = r(in, 1);
+    } else {
+        return false;
+    }
+    dst = in_reg(t, 0); /* bsf and bsr of 0 leave it */
+    if (is_mem(in, 1))
+        tr_site(t);
+    e_op(&t->e, ef(size) | rep, 1, opcode, dst, rm);
+    out_reg(t, 0);
+    return true;
+}
+
+/* bt bts btr btc: on registers by register or immediate, on memory by immediate (a register offset moves the address) */
+static bool tr_bt(struct tr *t)
+{
+    const struct insn *in = t->in;
+    const unsigned size = in->o[0].size;
+    const unsigned n = in->op == OP_BT ? 4 : in->op == OP_BTS ? 5 : in->op == OP_BTR ? 6 : 7;
+    struct rm rm;
+    uint8_t dst = H_NONE;
+
+    if (!lock_ok(in) || (in->o[1].kind != OPK_IMM && is_mem(in, 0)))
+        return false;
+    if (is_mem(in, 0)) {
+        if (!tr_mem(t, size, n != 4, &rm))
+            return false;
+        e_op(&t->e, ef(size) | (in->pfx & PFX_LOCK ? EF_LOCK : 0), 1, 0xba, n, rm);
+        e1(&t->e, in->imm & (8 * size - 1));
+        return true;
+    }
+    if (!is_reg(in, 0))
+        return false;
+    dst = tr_pinned(in->o[0].reg) ? tr_host_reg[in->o[0].reg] : T0;
+    if (dst == T0)
+        e_mov_load(&t->e, T0, r(in, 0));
+    if (in->o[1].kind == OPK_IMM) {
+        e_op(&t->e, ef(size), 1, 0xba, n, rm_reg(dst));
+        e1(&t->e, in->imm);
+    } else {
+        e_op(&t->e, ef(size), 1, 0x83 + 8 * n, in_reg(t, 1), rm_reg(dst));
+    }
+    if (dst == T0 && n != 4)
+        e_mov_store(&t->e, r(in, 0), T0);
+    return true;
+}
+
+static bool tr_bswap(struct tr *t)
+{
+    const struct insn *in = t->in;
+    uint8_t dst;
+
+    if (in->o[0].size < 4)
+        return false;
+    dst = in_reg(t, 0);
+    e1(&t->e, 0x40 | (in->o[0].size == 8 ? 8 : 0) | (dst & 8) >> 3);
+    e1(&t->e, 0x0f);
+    e1(&t->e, 0xc8 | (dst & 7));
+    out_reg(t, 0);
+    return true;
+}
+
+/* ---- rax and rdx alone, and flags: the very bytes ---- */
+static bool tr_bytes(struct tr *t)
+{
+    if (t->in->pfx & (PFX_LOCK | PFX_REP | PFX_REPNE))
+        return false;
+    memcpy(t->e.w, t->in->bytes, t->in->len);
+    t->e.w += t->in->len;
+    return true;
+}
+
+static bool tr_nop(struct tr *t)
+{
+    return !(t->in->pfx & PFX_LOCK);
+}
+
+/* ---- conditions ---- */
+static int cond_of(unsigned op)
+{
+    switch (op) {
+#define CC(n, name) case OP_J##name: case OP_SET##name: case OP_CMOV##name: return n;
+    CC(0, O) CC(1, NO) CC(2, B) CC(3, NB) CC(4, Z) CC(5, NZ) CC(6, BE) CC(7, NBE) CC(8, S) CC(9, NS) CC(10, P) CC(11, NP)
+    CC(12, L) CC(13, NL) CC(14, LE) CC(15, NLE)
+#undef CC
+    default: return -1;
+    }
+}
+
+static bool tr_cmov(struct tr *t)
+{
+    const struct insn *in = t->in;
+    const unsigned size = in->o[0].size;
+    struct rm rm;
+    uint8_t dst;
+
+    if (is_mem(in, 1)) {
+        if (!tr_address(t))
+            return false;
+        tr_check(t, size, false);
+        rm = rm_mem(T0, 0);
+    } else {
+        rm = r(in, 1);
+    }
+    dst = in_reg(t, 0);
+    if (is_mem(in, 1))
+        tr_site(t);
+    e_op(&t->e, ef(size), 1, 0x40 | cond_of(in->op), dst, rm);
+    out_reg(t, 0);
+    return true;
+}
+
+static bool tr_setcc(struct tr *t)
+{
+    const struct insn *in = t->in;
+    struct rm rm;
+
+    if (is_mem(in, 0)) {
+        if (!tr_mem(t, 1, true, &rm))
+            return false;
+    } else if (is_reg(in, 0)) {
+        rm = r(in, 0);
+    } else {
+        return false;
+    }
+    e_op(&t->e, EF_B8, 1, 0x90 | cond_of(in->op), 0, rm);
+    return true;
+}
+
+/* ---- branches ---- */
+static bool tr_jcc(struct tr *t)
+{
+    const struct insn *in = t->in;
+    const int32_t disp = (int32_t)t->next_off + (int32_t)in->imm;
+    uint8_t *over = e_jcc_later(&t->e, cond_of(in->op) ^ 1);
+
+    tr_goto(t, disp);
+    e_fix32(&t->e, over, t->e.w);
+    tr_goto(t, t->next_off);
+    t->ended = true;
+    return true;
+}
+
+static bool tr_jmp(struct tr *t)
+{
+    const struct insn *in = t->in;
+
+    if (in->o[0].kind == OPK_REL) {
+        tr_goto(t, (int32_t)t->next_off + (int32_t)in->imm);
+    } else if (is_reg(in, 0) && in->o[0].size == 8) {
+        e_mov_load(&t->e, T0, r(in, 0));
+        tr_goto_reg(t);
+    } else if (is_mem(in, 0) && in->o[0].size == 8 && in->aux != 1) {
+        struct rm rm;
+        if (!tr_mem(t, 8, false, &rm))
+            return false;
+        e_mov_load(&t->e, T0, rm);
+        tr_goto_reg(t);
+    } else {
+        return false;
+    }
+    t->ended = true;
+    return true;
+}
+
+/* T0 = where the guest's push goes, checked */
+static void push_check(struct tr *t)
+{
+    e_lea(&t->e, T0, rm_mem(tr_host_reg[R_RSP], -8));
+    tr_check(t, 8, true);
+}
+
+static void push_done(struct tr *t)
+{
+    const uint8_t sp = tr_host_reg[R_RSP];
+
+    e_lea(&t->e, sp, rm_mem(sp, -8));
+}
+
+static bool tr_call(struct tr *t)
+{
+    const struct insn *in = t->in;
+    const int32_t temp = CPU(s.rip); /* exact only after a spill: free here */
+
+    if (in->opsize == 2 || in->aux == 1 || (in->o[0].kind != OPK_REL && in->o[0].size != 8))
+        return false;
+    if (is_mem(in, 0)) {
+        struct rm rm;
+        if (!tr_mem(t, 8, false, &rm))
+            return false;
+        e_mov_load(&t->e, T0, rm);
+        e_mov_store(&t->e, rm_cpu(temp), T0);
+    } else if (is_reg(in, 0)) {
+        e_mov_load(&t->e, T0, r(in, 0)); /* call rsp jumps to the old one */
+        e_mov_store(&t->e, rm_cpu(temp), T0);
+    } else if (in->o[0].kind != OPK_REL) {
+        return false;
+    }
+    push_check(t);
+    e_mov_load(&t->e, T1, rm_cpu(CPU_HOT(HOT_PAGE)));
+    e_lea(&t->e, T1, rm_mem(T1, t->next_off));
+    tr_site(t);
+    e_mov_store(&t->e, rm_mem(T0, 0), T1);
+    push_done(t);
+    if (in->o[0].kind == OPK_REL) {
+        tr_goto(t, (int32_t)t->next_off + (int32_t)in->imm);
+    } else {
+        e_mov_load(&t->e, T0, rm_cpu(temp));
+        tr_goto_reg(t);
+    }
+    t->ended = true;
+    return true;
+}
+
+static bool tr_ret(struct tr *t)
+{
+    const struct insn *in = t->in;
+    const uint8_t sp = tr_host_reg[R_RSP];
+    const int32_t pop = in->nops && in->o[0].kind == OPK_IMM ? (int32_t)(uint16_t)in->imm : 0;
+
+    if (in->opsize == 2 || in->aux == 1)
+        return false;
+    e_mov_load(&t->e, T0, rm_reg(sp));
+    tr_check(t, 8, false);
+    tr_site(t);
+    e_mov_load(&t->e, T0, rm_mem(T0, 0));
+    e_lea(&t->e, sp, rm_mem(sp, 8 + pop));
+    tr_goto_reg(t);
+    t->ended = true;
+    return true;
+}
+
+/* ---- stack ---- */
+static bool tr_push(struct tr *t)
+{
+    const struct insn *in = t->in;
+    const int32_t temp = CPU(s.rip);
+    uint8_t src = T1;
+
+    if (in->opsize == 2)
+        return false;
+    if (is_mem(in, 0)) {
+        struct rm rm;
+        if (!tr_mem(t, 8, false, &rm))
+            return false;
+        e_mov_load(&t->e, T0, rm);
+        e_mov_store(&t->e, rm_cpu(temp), T0);
+    } else if (in->o[0].kind != OPK_IMM && !is_reg(in, 0)) {
+        return false;
+    }
+    push_check(t);
+    if (is_mem(in, 0))
+        e_mov_load(&t->e, T1, rm_cpu(temp));
+    else if (is_reg(in, 0))
+        src = in_reg(t, 0);
+    tr_site(t);
+    if (in->o[0].kind == OPK_IMM) {
+        e_op(&t->e, EF_W, 0, 0xc7, 0, rm_mem(T0, 0));
+        e4(&t->e, in->imm);
+    } else {
+        e_mov_store(&t->e, rm_mem(T0, 0), src);
+    }
+    push_done(t);
+    return true;
+}
+
+static bool tr_pop(struct tr *t)
+{
+    const struct insn *in = t->in;
+    const uint8_t sp = tr_host_reg[R_RSP];
+
+    if (in->opsize == 2 || !is_reg(in, 0) || in->o[0].reg == R_RSP)
+        return false;
+    e_mov_load(&t->e, T0, rm_reg(sp));
+    tr_check(t, 8, false);
+    tr_site(t);
+    e_mov_load(&t->e, tr_pinned(in->o[0].reg) ? tr_host_reg[in->o[0].reg] : T1, rm_mem(T0, 0));
+    out_reg(t, 0);
+    e_lea(&t->e, sp, rm_mem(sp, 8));
+    return true;
+}
+
+static bool tr_leave(struct tr *t)
+{
+    const uint8_t sp = tr_host_reg[R_RSP], bp = tr_host_reg[R_RBP];
+
+    if (t->in->opsize == 2)
+        return false;
+    e_mov_load(&t->e, T0, rm_reg(bp));
+    tr_check(t, 8, false);
+    tr_site(t);
+    e_mov_load(&t->e, T1, rm_mem(T0, 0));
+    e_lea(&t->e, sp, rm_mem(bp, 8));
+    e_op(&t->e, EF_W, 0, 0x8b, bp, rm_reg(T1));
+    return true;
+}
+
+tr_fn *const tr_table[OP_COUNT] = {
+    [OP_ADD] = tr_alu, [OP_OR] = tr_alu, [OP_ADC] = tr_alu, [OP_SBB] = tr_alu, [OP_AND] = tr_alu, [OP_SUB] = tr_alu,
+    [OP_XOR] = tr_alu, [OP_CMP] = tr_alu, [OP_TEST] = tr_test,
+    [OP_INC] = tr_unary, [OP_DEC] = tr_unary, [OP_NOT] = tr_unary, [OP_NEG] = tr_unary,
+    [OP_MOV] = tr_mov, [OP_MOVZX] = tr_movx, [OP_MOVSX] = tr_movx, [OP_MOVSXD] = tr_movx, [OP_LEA] = tr_lea,
+    [OP_XCHG] = tr_xchg, [OP_CMPXCHG] = tr_cmpxchg, [OP_XADD] = tr_cmpxchg,
+    [OP_ROL] = tr_shift, [OP_ROR] = tr_shift, [OP_RCL] = tr_shift, [OP_RCR] = tr_shift, [OP_SHL] = tr_shift,
+    [OP_SHR] = tr_shift, [OP_SAR] = tr_shift, [OP_SHLD] = tr_shift2, [OP_SHRD] = tr_shift2,
+    [OP_MUL] = tr_muldiv, [OP_IMUL] = tr_muldiv, [OP_DIV] = tr_muldiv, [OP_IDIV] = tr_muldiv,
+    [OP_BSF] = tr_bit_scan, [OP_BSR] = tr_bit_scan, [OP_TZCNT] = tr_bit_scan, [OP_LZCNT] = tr_bit_scan,
+    [OP_POPCNT] = tr_bit_scan, [OP_BT] = tr_bt, [OP_BTS] = tr_bt, [OP_BTR] = tr_bt, [OP_BTC] = tr_bt,
+    [OP_BSWAP] = tr_bswap,
+    [OP_CBW] = tr_bytes, [OP_CWDE] = tr_bytes, [OP_CDQE] = tr_bytes, [OP_CWD] = tr_bytes, [OP_CDQ] = tr_bytes,
+    [OP_CQO] = tr_bytes, [OP_CLC] = tr_bytes, [OP_STC] = tr_bytes, [OP_CMC] = tr_bytes, [OP_LAHF] = tr_bytes,
+    [OP_SAHF] = tr_bytes, [OP_MFENCE] = tr_bytes, [OP_LFENCE] = tr_bytes, [OP_SFENCE] = tr_bytes,
+    [OP_NOP] = tr_nop, [OP_PREFETCHT0] = tr_nop, [OP_PREFETCHNTA] = tr_nop,
+#define CC(name) [OP_J##name] = tr_jcc, [OP_SET##name] = tr_setcc, [OP_CMOV##name] = tr_cmov,
+    CC(O) CC(NO) CC(B) CC(NB) CC(Z) CC(NZ) CC(BE) CC(NBE) CC(S) CC(NS) CC(P) CC(NP) CC(L) CC(NL) CC(LE) CC(NLE)
+#undef CC
+    [OP_JMP] = tr_jmp, [OP_CALL] = tr_call, [OP_RET] = tr_ret, [OP_PUSH] = tr_push, [OP_POP] = tr_pop,
+    [OP_LEAVE] = tr_leave,
+};

@@ -1,0 +1,114 @@
+/* SPDX-License-Identifier: MIT
+ * tr_mem.c: memory operands: linear address, look-up in the flat table, the check for accesses over two pages. */
+#include "tr.h"
+
+/* base + index * scale + disp, with guest registers wherever they live */
+static void address_offset(struct tr *t, const struct insn *in)
+{
+    struct rm ea = {.mem = true, .reg = H_NONE, .index = H_NONE, .disp = (int32_t)in->disp};
+    const bool wide = in->asize == 8;
+
+    if (in->index < 16) {
+        ea.scale = in->scale;
+        if (tr_pinned(in->index)) {
+            ea.index = tr_host_reg[in->index];
+        } else {
+            e_mov_load(&t->e, T1, tr_reg_rm(in->index));
+            ea.index = T1;
+        }
+    }
+    if (in->base == REG_RIP) {
+        e_mov_load(&t->e, T0, rm_cpu(CPU_HOT(HOT_PAGE)));
+        ea.reg = T0;
+        ea.disp = (int32_t)in->disp + (int32_t)t->next_off;
+    } else if (in->base < 16) {
+        if (tr_pinned(in->base)) {
+            ea.reg = tr_host_reg[in->base];
+        } else {
+            e_mov_load(&t->e, T0, tr_reg_rm(in->base));
+            ea.reg = T0;
+        }
+    }
+    e_op(&t->e, wide ? EF_W : 0, 0, 0x8d, T0, ea); /* lea: a 32-bit one zero-extends, as 32-bit addresses do */
+}
+
+bool tr_address(struct tr *t)
+{
+    const struct insn *in = t->in;
+
+    if (in->asize == 2 || in->disp != (int32_t)in->disp || (in->base == REG_RIP && in->disp > 0x7fff0000))
+        return false;
+    if (in->base == H_NONE && in->index == H_NONE && in->disp < 0 && in->asize == 4)
+        return false;
+    address_offset(t, in);
+    if (in->seg == SEG_FS || in->seg == SEG_GS) {
+        e_mov_load(&t->e, T1, rm_cpu((int32_t)(offsetof(struct cpu, s.seg) + in->seg * sizeof(struct segment)) +
+                                    (int32_t)offsetof(struct segment, base) - FLAT_BASE));
+        e_lea(&t->e, T0, (struct rm){.mem = true, .reg = T0, .index = T1});
+    }
+    return true;
+}
+
+/* An access over two pages goes to the slow path. Without flags to spare, every unaligned one does. */
+static void check_crossing(struct tr *t, unsigned size)
+{
+    struct emit *e = &t->e;
+
+    if (size == 1)
+        return;
+    if (t->flags_live) {
+        e_mov_imm32(e, T1, size - 1);
+        e_vex(e, 2, 2, true, 0xf5, T1, T0, rm_reg(T1)); /* pext rcx, r14, rcx: the low bits */
+        e1(e, 0xe3);                                    /* jrcxz over the jump */
+        e1(e, 5);
+        tr_jmp_stub(t, tr_slow(t));
+        return;
+    }
+    if (size <= 8) {
+        e_test_reg_imm8(e, T0, size - 1);
+        uint8_t *aligned;
+        e1(e, 0x74); /* jz: the usual case */
+        e1(e, 0);
+        aligned = e->w - 1;
+        e_op(e, 0, 0, 0x8d, T1, rm_mem(T0, (int32_t)size - 1)); /* lea ecx, [r14d + size - 1] */
+        e_op(e, 0, 0, 0x31, T0, rm_reg(T1));                    /* xor ecx, r14d */
+        e_op(e, 0, 0, 0xf7, 0, rm_reg(T1));                     /* test ecx, 0x1000 */
+        e4(e, PAGE_SIZE);
+        tr_jcc_stub(t, 5, tr_slow(t));
+        e_fix8(aligned, e->w);
+        return;
+    }
+    e_op(e, 0, 0, 0x8d, T1, rm_mem(T0, (int32_t)size - 1));
+    e_op(e, 0, 0, 0x31, T0, rm_reg(T1));
+    e_op(e, 0, 0, 0xf7, 0, rm_reg(T1));
+    e4(e, PAGE_SIZE);
+    tr_jcc_stub(t, 5, tr_slow(t));
+}
+
+void tr_check(struct tr *t, unsigned size, bool write)
+{
+    struct emit *e = &t->e;
+
+    check_crossing(t, size);
+    e_pext(e, T1, T0, rm_cpu(CPU_HOT(HOT_MASK)));
+    e_lea(e, T1, (struct rm){.mem = true, .reg = T1, .index = T1});
+    e_mov_load(e, T1, (struct rm){.mem = true, .reg = H_R15, .index = T1, .scale = 3,
+                                     .disp = (int32_t)CPU_SPAN - FLAT_BASE + (write ? 8 : 0)});
+    if (t->flags_live) {
+        tr_jrcxz_stub(t, tr_slow(t));
+    } else {
+        e_test_reg(e, T1);
+        tr_jcc_stub(t, 4, tr_slow(t));
+    }
+    e_lea(e, T0, (struct rm){.mem = true, .reg = T0, .index = T1, .disp = -1});
+}
+
+bool tr_mem(struct tr *t, unsigned size, bool write, struct rm *rm)
+{
+    if (!tr_address(t))
+        return false;
+    tr_check(t, size, write);
+    *rm = rm_mem(T0, 0);
+    tr_site(t);
+    return true;
+}

@@ -1,0 +1,391 @@
+/* SPDX-License-Identifier: MIT
+ * translate.c: a decoded block to host code: instruction by instruction, slow paths out of line, links at its ends. */
+#include "tr.h"
+#include <stdlib.h>
+
+const uint8_t tr_host_reg[16] = {
+    [R_RAX] = H_RAX, [R_RCX] = H_R10,  [R_RDX] = H_RDX,  [R_RBX] = H_RBX, [R_RSP] = H_R11,  [R_RBP] = H_RBP,
+    [R_RSI] = H_RSI, [R_RDI] = H_RDI,  [R_R8] = H_R8,    [R_R9] = H_R9,   [R_R10] = H_NONE, [R_R11] = H_NONE,
+    [R_R12] = H_R12, [R_R13] = H_R13,  [R_R14] = H_NONE, [R_R15] = H_NONE,
+};
+
+struct rm tr_reg_rm(unsigned g)
+{
+    return tr_pinned(g) ? rm_reg(tr_host_reg[g]) : rm_cpu(CPU_GPR(g));
+}
+
+static uint32_t offset(const struct tr *t, const uint8_t *w)
+{
+    return w - t->j->rw;
+}
+
+/* ---- descriptors and stubs ---- */
+
+uint32_t tr_desc(struct tr *t, enum desc_kind kind, int32_t disp)
+{
+    const uint32_t n = t->j->ndesc++;
+
+    t->j->desc[n] = (struct jit_desc){.jb = t->jb, .kind = kind, .disp = disp, .index = t->i};
+    return n;
+}
+
+struct tr_stub *tr_stub_new(struct tr *t, uint32_t desc)
+{
+    assert(t->nstub < TR_STUBS);
+    t->stub[t->nstub] = (struct tr_stub){.desc = desc};
+    return &t->stub[t->nstub++];
+}
+
+struct tr_stub *tr_slow(struct tr *t)
+{
+    if (!t->insn_stub)
+        t->insn_stub = tr_stub_new(t, tr_desc(t, DESC_INSN, t->off));
+    return t->insn_stub;
+}
+
+static void stub_from(struct tr_stub *s, uint8_t *at)
+{
+    assert(s->nfrom < 4);
+    s->from[s->nfrom++] = at;
+}
+
+void tr_jmp_stub(struct tr *t, struct tr_stub *s)
+{
+    stub_from(s, e_jmp_later(&t->e));
+}
+
+void tr_jcc_stub(struct tr *t, unsigned cc, struct tr_stub *s)
+{
+    stub_from(s, e_jcc_later(&t->e, cc));
+}
+
+void tr_jrcxz_stub(struct tr *t, struct tr_stub *s)
+{
+    t->shorts[t->nshorts++] = (struct tr_short){.at = e_jrcxz_later(&t->e), .stub = s};
+}
+
+/* jrcxz reaches 127 bytes: what waits lands on a jump here. */
+void tr_islands(struct tr *t, bool behind_jump, unsigned room)
+{
+    uint8_t *over = NULL;
+
+    /* an island: 2 bytes over it, 5 a landing */
+    if (!t->nshorts || (!behind_jump && t->e.w - t->shorts[0].at + 5 * t->nshorts + room < 110 && t->nshorts < 8))
+        return;
+    if (!behind_jump) {
+        e1(&t->e, 0xeb);
+        e1(&t->e, 0);
+        over = t->e.w - 1;
+    }
+    for (unsigned i = 0; i < t->nshorts; i++) {
+        e_fix8(t->shorts[i].at, t->e.w);
+        tr_jmp_stub(t, t->shorts[i].stub);
+    }
+    t->nshorts = 0;
+    if (over)
+        e_fix8(over, t->e.w);
+}
+
+void tr_site(struct tr *t)
+{
+    struct jit *j = t->j;
+
+    /* .stub is filled in when the stubs are placed: until then it holds the stub's number */
+    j->site[j->nsite++] = (struct jit_site){.rip = offset(t, t->e.w), .stub = tr_slow(t) - t->stub};
+}
+
+static void place_stubs(struct tr *t, uint32_t first_site)
+{
+    uint32_t at[TR_STUBS];
+
+    for (unsigned i = 0; i < t->nstub; i++) {
+        struct tr_stub *s = &t->stub[i];
+
+        at[i] = offset(t, t->e.w);
+        for (unsigned k = 0; k < s->nfrom; k++)
+            e_fix32(&t->e, s->from[k], t->e.w);
+        e_mov_imm32(&t->e, T1, s->desc);
+        e_jmp(&t->e, (uint64_t)(t->j->rx + t->j->slow));
+    }
+    for (uint32_t i = first_site; i < t->j->nsite; i++)
+        t->j->site[i].stub = at[t->j->site[i].stub];
+}
+
+/* ---- going on ---- */
+
+/* Attention ends chains of blocks: asked on every way back. near: the loop's head, when jrcxz may reach it. */
+static bool poll_backward(struct tr *t, int32_t disp, const struct jit_block *target)
+{
+    struct tr_stub *s = tr_stub_new(t, tr_desc(t, DESC_POLL, disp));
+    const uint8_t *head = target ? t->j->rw + target->code : NULL;
+
+    e_mov_load32(&t->e, T1, rm_cpu(CPU(attention)));
+    e1(&t->e, 0xe3);
+    if (head && head - (t->e.w + 1) >= -128) {
+        e1(&t->e, head - (t->e.w + 1));
+        tr_jmp_stub(t, s);
+        return true;
+    }
+    e1(&t->e, 5);
+    tr_jmp_stub(t, s);
+    return false;
+}
+
+static void goto_same_page(struct tr *t, int32_t disp)
+{
+    const hva_t hva = (t->b->hva & PAGE_MASK) | disp;
+    struct jit_block *target = hva == t->jb->hva ? t->jb : jit_find(t->j, hva, t->jb->key);
+
+    if (disp <= (int32_t)t->off && poll_backward(t, disp, target))
+        return;
+    if (target) {
+        e_jmp(&t->e, (uint64_t)(t->j->rx + target->code));
+    } else {
+        struct tr_stub *s = tr_stub_new(t, tr_desc(t, DESC_EXIT, disp));
+        uint8_t *at = e_jmp_later(&t->e);
+
+        stub_from(s, at);
+        t->j->desc[s->desc].patch = offset(t, at);
+    }
+}
+
+#define CROSS_PAGE (4 + 2 + 5)              /* from the imm32: what follows it up to the page's update */
+#define CROSS_JUMP (CROSS_PAGE + 9 + 7 + 9 + 1) /* ... to the jump's displacement */
+
+/* Another page shows what it showed when the link was made as long as exec_gen is the same. Generations are multiples of
+ * 128 and attention is below: their sum tells both in one comparison without flags. */
+static void goto_other_page(struct tr *t, int32_t disp)
+{
+    struct tr_stub *s = tr_stub_new(t, tr_desc(t, DESC_CROSS, disp));
+    uint8_t *imm, *jump;
+
+    e_mov_load(&t->e, T1, rm_cpu(CPU(exec_gen) + (t->jb->key & KEY_UPPER ? 8 : 0)));
+    e_mov_load32(&t->e, T0, rm_cpu(CPU(attention)));
+    e_lea(&t->e, T1, (struct rm){.mem = true, .reg = T1, .index = T0, .disp = 0x7fffffff});
+    imm = t->e.w - 4;
+    e1(&t->e, 0xe3); /* jrcxz */
+    e1(&t->e, 5);
+    tr_jmp_stub(t, s);
+    assert(t->e.w == imm + CROSS_PAGE);
+    e_mov_load(&t->e, T1, rm_cpu(CPU_HOT(HOT_PAGE)));
+    e_lea(&t->e, T1, (struct rm){.mem = true, .reg = T1, .index = H_NONE, .disp = 0x7fffffff});
+    memcpy(t->e.w - 4, &(int32_t){disp & ~0xfff}, 4);
+    e_mov_store(&t->e, rm_cpu(CPU_HOT(HOT_PAGE)), T1);
+    jump = e_jmp_later(&t->e);
+    assert(jump == imm + CROSS_JUMP);
+    t->j->desc[s->desc].patch = offset(t, imm);
+}
+
+void link_cross(struct jit *j, uint32_t patch, uint64_t gen, uint64_t target)
+{
+    const int32_t neg = -(int32_t)gen;
+    const int32_t d = (int32_t)(target - ((uint64_t)(j->rx + patch) + CROSS_JUMP + 4));
+
+    if (gen >> 31)
+        return;
+    memcpy(j->rw + patch + CROSS_JUMP, &d, 4);
+    memcpy(j->rw + patch, &neg, 4);
+}
+
+void tr_goto(struct tr *t, int32_t disp)
+{
+    tr_islands(t, false, 80);
+    if (disp >= 0 && disp < (int32_t)PAGE_SIZE)
+        goto_same_page(t, disp);
+    else
+        goto_other_page(t, disp);
+    tr_islands(t, true, 0);
+}
+
+void tr_goto_reg(struct tr *t)
+{
+    struct emit *e = &t->e;
+    struct tr_stub *s = tr_stub_new(t, tr_desc(t, DESC_RIP, 0));
+    uint8_t *ok, *hit;
+
+    tr_islands(t, false, 110);
+    e_mov_store(e, rm_cpu(CPU(s.rip)), T0);
+    e_pext(e, T1, T0, rm_cpu(CPU_HOT(HOT_MASK_JC)));
+    e_lea(e, T1, (struct rm){.mem = true, .reg = H_NONE, .index = T1, .scale = 2});
+    e_push(e, H_RAX);
+    e_mov_load(e, H_RAX, rm_cpu(CPU_HOT(HOT_JC)));
+    e_lea(e, H_RAX, (struct rm){.mem = true, .reg = H_RAX, .index = T1, .scale = 3});
+    e_mov_load(e, T1, rm_mem(H_RAX, offsetof(struct jc_entry, neg_rip)));
+    e_lea(e, T1, (struct rm){.mem = true, .reg = T1, .index = T0});
+    ok = e_jrcxz_later(e);
+    e_pop(e, H_RAX);
+    tr_jmp_stub(t, s);
+    e_fix8(ok, e->w);
+    e_mov_load(e, T1, rm_cpu(CPU_HOT(HOT_SALT)));
+    e_mov_load32(e, T0, rm_cpu(CPU(attention)));
+    e_lea(e, T1, (struct rm){.mem = true, .reg = T1, .index = T0});
+    e_mov_load(e, T0, rm_mem(H_RAX, offsetof(struct jc_entry, neg_salt)));
+    e_lea(e, T1, (struct rm){.mem = true, .reg = T1, .index = T0});
+    hit = e_jrcxz_later(e);
+    e_pop(e, H_RAX);
+    tr_jmp_stub(t, s);
+    e_fix8(hit, e->w);
+    e_mov_load(e, T1, rm_mem(H_RAX, offsetof(struct jc_entry, page)));
+    e_mov_store(e, rm_cpu(CPU_HOT(HOT_PAGE)), T1);
+    e_mov_load(e, T0, rm_mem(H_RAX, offsetof(struct jc_entry, code)));
+    e_pop(e, H_RAX);
+    e_jmp_reg(e, T0);
+    tr_islands(t, true, 0);
+}
+
+/* ---- flags ---- */
+
+/* live[i]: flags that instruction i or a later one reads before they are written, looking at the block alone. */
+static void flags_liveness(struct tr *t)
+{
+    uint64_t live = F_OSZAPC;
+
+    for (unsigned i = t->b->n; i--;) {
+        const struct op_row *row = &op_rows[t->b->insn[i].op];
+
+        live = (live & ~row->must) | (row->rd & F_OSZAPC);
+        t->live[i] = live != 0;
+    }
+}
+
+/* ---- the block ---- */
+
+static void block_head(struct tr *t)
+{
+    const int32_t count = CPU(counters) + 8 * CC_insns_translated;
+
+    if (t->jb->uses_fpu) { /* links and caches lead here whatever the vector state is */
+        struct tr_stub *s = tr_stub_new(t, tr_desc(t, DESC_FPU, t->off));
+
+        e_op(&t->e, 0, 1, 0xb6, T1, rm_cpu(CPU(fpu_live))); /* movzx ecx, byte */
+        tr_jrcxz_stub(t, s);
+        t->j->desc[s->desc].resume = offset(t, t->e.w);
+    }
+    e_mov_load(&t->e, T1, rm_cpu(count));
+    e_lea(&t->e, T1, rm_mem(T1, t->b->n));
+    e_mov_store(&t->e, rm_cpu(count), T1);
+}
+
+/* The interpreter's function, called in line. */
+static void emit_interpreted(struct tr *t)
+{
+    const uint32_t d = tr_desc(t, DESC_INSN, t->off);
+
+    e_mov_imm32(&t->e, T1, d);
+    e_jmp(&t->e, (uint64_t)(t->j->rx + t->j->slow));
+    tr_islands(t, true, 0);
+    t->j->desc[d].resume = offset(t, t->e.w);
+}
+
+static void emit_one(struct tr *t)
+{
+    tr_fn *fn = tr_table[t->in->op];
+    uint8_t *start = t->e.w;
+    const unsigned nstub = t->nstub, nshorts = t->nshorts;
+    const uint32_t ndesc = t->j->ndesc, nsite = t->j->nsite;
+
+    t->insn_stub = NULL;
+    t->ended = false;
+    if (!fn || !fn(t)) {
+        assert(t->e.w == start);
+        t->nstub = nstub;
+        t->nshorts = nshorts;
+        t->j->ndesc = ndesc;
+        t->j->nsite = nsite;
+        t->insn_stub = NULL;
+        emit_interpreted(t);
+    }
+    if (t->insn_stub) {
+        struct jit_desc *d = &t->j->desc[t->insn_stub->desc];
+        d->resume = offset(t, t->e.w);
+        d->size = 1;
+    }
+    tr_islands(t, false, 60);
+}
+
+static struct jit_page *page_of(struct jit *j, struct block *b, uint32_t key)
+{
+    const hva_t page = b->hva & PAGE_MASK;
+    struct jit_page **slot = &j->pages[((page ^ (uint64_t)key << 40) * 0x9e3779b97f4a7c15ull) >> 48];
+    struct jit_page *p = *slot;
+
+    while (p && (p->hva != page || p->key != key))
+        p = p->next;
+    if (p)
+        return p;
+    p = calloc(1, sizeof(*p));
+    if (p) {
+        p->hva = page;
+        p->key = key;
+        p->stamp = code_stamp(j->cpu, b->page);
+        p->next = *slot;
+        *slot = p;
+    }
+    return p;
+}
+
+static bool needs_fpu(const struct block *b)
+{
+    for (unsigned i = 0; i < b->n; i++)
+        if ((op_rows[b->insn[i].op].attrs & A_VEC) && tr_table[b->insn[i].op])
+            return true;
+    return false;
+}
+
+static void translate_insns(struct tr *t)
+{
+    t->off = t->b->hva & ~PAGE_MASK;
+    block_head(t);
+    for (t->i = 0; t->i < t->b->n; t->i++) {
+        t->in = &t->b->insn[t->i];
+        t->next_off = t->off + t->in->len;
+        t->flags_live = t->live[t->i];
+        emit_one(t);
+        t->off = t->i + 1 < t->b->n ? t->next_off : t->off;
+    }
+    if (!t->ended) {
+        t->i = t->b->n - 1;
+        tr_goto(t, t->next_off);
+    }
+}
+
+struct jit_block *jit_translate(struct jit *j, struct block *b, gva_t rip)
+{
+    static _Thread_local struct tr tr;
+    struct tr *t = &tr;
+    struct jit_block *jb;
+    const uint32_t first_site = j->nsite;
+
+    if (j->used > JIT_CACHE - JIT_BLOCK_MAX || j->ndesc > JIT_DESCS - 1024 || j->nsite > JIT_DESCS - 1024)
+        return NULL;
+    jb = calloc(1, sizeof(*jb));
+    memset(t, 0, offsetof(struct tr, stub));
+    t->nstub = t->nshorts = 0;
+    if (jb)
+        jb->page = page_of(j, b, b->key | (rip >> 63 ? KEY_UPPER : 0));
+    if (!jb || !jb->page) {
+        free(jb);
+        return NULL;
+    }
+    jb->b = b;
+    jb->hva = b->hva;
+    jb->key = b->key | (rip >> 63 ? KEY_UPPER : 0);
+    jb->code = j->used;
+    jb->uses_fpu = needs_fpu(b);
+    t->j = j;
+    t->b = b;
+    t->jb = jb;
+    t->e = (struct emit){.w = j->rw + j->used, .bias = (uint64_t)(j->rx - j->rw)};
+    flags_liveness(t);
+    jb->exit_desc = tr_desc(t, DESC_EXIT, b->hva & ~PAGE_MASK);
+    translate_insns(t);
+    place_stubs(t, first_site);
+    assert(t->e.w - (j->rw + jb->code) < (long)JIT_BLOCK_MAX);
+    j->used = (offset(t, t->e.w) + 15) & ~15u;
+    j->translated_blocks++;
+    j->translated_bytes += j->used - jb->code;
+    j->cpu->counters[CC_blocks_translated]++;
+    jb->page_next = jb->page->blocks;
+    jb->page->blocks = jb;
+    return jb;
+}
