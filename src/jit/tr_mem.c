@@ -89,6 +89,7 @@ void tr_check(struct tr *t, unsigned size, bool write)
 {
     struct emit *e = &t->e;
 
+    tr_islands(t, false, 75);
     check_crossing(t, size);
     e_pext(e, T1, T0, rm_cpu(CPU_HOT(HOT_MASK)));
     e_lea(e, T1, (struct rm){.mem = true, .reg = T1, .index = T1});

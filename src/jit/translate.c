@@ -150,7 +150,7 @@ static void goto_same_page(struct tr *t, int32_t disp)
 }
 
 #define CROSS_PAGE (4 + 2 + 5)              /* from the imm32: what follows it up to the page's update */
-#define CROSS_JUMP (CROSS_PAGE + 9 + 7 + 9 + 1) /* ... to the jump's displacement */
+#define CROSS_JUMP (CROSS_PAGE + 4 + 7 + 4 + 1) /* ... to the jump's displacement */
 
 /* Another page shows what it showed when the link was made as long as exec_gen is the same. Generations are multiples of
  * 128 and attention is below: their sum tells both in one comparison without flags. */
