@@ -34,12 +34,13 @@ static const struct {
     PART(LAPIC, lapic), PART(VCPU_EVENTS, events), PART(DEBUGREGS, debugregs), PART(MP_STATE, mp_state),
 };
 
-/* MSRs that a guest sets and that must be as at power-on when it starts again */
+/* What firmware leaves, and what a guest sets that must be as at power-on when it starts again. MTRRs on, all memory
+ * write-back: a kernel that finds them off gives up PAT too. */
 static const struct kvm_msr_entry reset_msrs[] = {
     {.index = 0x4b564d01}, {.index = 0x4b564d00}, {.index = 0x4b564d04}, {.index = 0x4b564d03},
     {.index = 0x4b564d02}, {.index = 0x174},      {.index = 0x175},      {.index = 0x176},
     {.index = 0xc0000081}, {.index = 0xc0000082}, {.index = 0xc0000083}, {.index = 0xc0000084},
-    {.index = 0xc0000102}, {.index = 0x6e0},
+    {.index = 0xc0000102}, {.index = 0x6e0},      {.index = 0x2ff, .data = 0xc06},
 };
 
 static int reset_one_msr(struct machine *m, struct vcpu *v, const struct kvm_msr_entry *entry)
@@ -50,6 +51,12 @@ static int reset_one_msr(struct machine *m, struct vcpu *v, const struct kvm_msr
     } msrs = {.head.nmsrs = 1, .entry = *entry};
 
     return m->accel.api->ioctl(v->fd, KVM_SET_MSRS, &msrs);
+}
+
+static void set_msrs(struct machine *m, struct vcpu *v)
+{
+    for (unsigned k = 0; k < ARRAY_SIZE(reset_msrs); k++) /* one by one: a KVM may lack some */
+        reset_one_msr(m, v, &reset_msrs[k]);
 }
 
 static int irqchips(struct machine *m, unsigned long request)
@@ -67,11 +74,13 @@ int boot_state_save(struct machine *m)
     m->boot_state = calloc(1, sizeof(struct boot_state) + m->config.cpus * sizeof(struct vcpu_boot_state));
     if (!m->boot_state)
         return vmm_error("no memory");
-    for (unsigned i = 0; i < m->config.cpus; i++)
+    for (unsigned i = 0; i < m->config.cpus; i++) {
+        set_msrs(m, &m->vcpus[i]);
         for (unsigned p = 0; p < ARRAY_SIZE(vcpu_parts); p++)
             if (m->accel.api->ioctl(m->vcpus[i].fd, vcpu_parts[p].get,
                                     (char *)&m->boot_state->vcpu[i] + vcpu_parts[p].offset) < 0)
                 return vmm_error("KVM_GET_%s: %s", vcpu_parts[p].name, strerror(errno));
+    }
     if (m->accel.api->ioctl(m->accel.vm_fd, KVM_GET_PIT2, &m->boot_state->pit) < 0)
         return vmm_error("KVM_GET_PIT2: %s", strerror(errno));
     return irqchips(m, KVM_GET_IRQCHIP);
@@ -84,8 +93,7 @@ int boot_state_restore(struct machine *m)
             if (m->accel.api->ioctl(m->vcpus[i].fd, vcpu_parts[p].set,
                                     (char *)&m->boot_state->vcpu[i] + vcpu_parts[p].offset) < 0)
                 return vmm_error("KVM_SET_%s: %s", vcpu_parts[p].name, strerror(errno));
-        for (unsigned k = 0; k < ARRAY_SIZE(reset_msrs); k++)
-            reset_one_msr(m, &m->vcpus[i], &reset_msrs[k]);
+        set_msrs(m, &m->vcpus[i]);
     }
     if (m->accel.api->ioctl(m->accel.vm_fd, KVM_SET_PIT2, &m->boot_state->pit) < 0)
         return vmm_error("KVM_SET_PIT2: %s", strerror(errno));
