@@ -357,7 +357,7 @@ static void after_set_cpuid(struct kvm_vcpu *vcpu)
 static int set_again(struct kvm_vcpu *vcpu, struct kvm_cpuid_entry2 *list, int nent)
 {
     update_runtime(vcpu, list, nent);
-    if (nent != vcpu->arch.cpuid_nent || memcmp(list, vcpu->arch.cpuid, (size_t)nent * sizeof(*list)))
+    if (nent != vcpu->arch.cpuid_nent || (nent && memcmp(list, vcpu->arch.cpuid, (size_t)nent * sizeof(*list))))
         return because(-EINVAL, "the vCPU has run: its CPUID cannot change");
     return 0;
 }

@@ -409,10 +409,12 @@ static void meddle(struct worker *w)
     if (write(w->sh->event[rnd_below(&w->r, 2)], &one, sizeof(one)) < 0)
         return;
     if (one_in(&w->r, 16)) {
-        p = anykvm_mmap(NULL, 4096u << rnd_below(&w->r, 4), PROT_READ, MAP_SHARED, w->sh->fds[rnd_below(&w->r, FDS)],
+        const size_t size = 4096u << rnd_below(&w->r, 4);
+
+        p = anykvm_mmap(NULL, size, PROT_READ, MAP_SHARED, w->sh->fds[rnd_below(&w->r, FDS)],
                         (off_t)rnd_below(&w->r, 70) * 4096);
         if (p != MAP_FAILED)
-            munmap(p, 4096);
+            munmap(p, size);
     }
 }
 
