@@ -8,7 +8,7 @@
 #include <stdint.h>
 
 extern const char bench_name[];
-void bench_setup(unsigned long scale); /* scale 1: about 0.2 s on a host of 2023 */
+void bench_setup(unsigned long scale); /* scale 100: about 0.2 s on a host of 2023 */
 uint64_t bench_run(unsigned long scale);
 extern int (*bench_child)(int argc, char **argv); /* set by a program that executes itself; NULL */
 

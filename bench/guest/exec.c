@@ -26,7 +26,7 @@ uint64_t bench_run(unsigned long scale)
     char number[24], *const argv[] = {"exec", "--child", number, NULL}, *const env[] = {NULL};
     uint64_t sum = 0;
 
-    for (unsigned long i = 0; i < 100 * scale; i++) {
+    for (unsigned long i = 0; i < 100 * scale / 100; i++) {
         pid_t pid;
         int status;
 

@@ -18,7 +18,7 @@ uint64_t bench_run(unsigned long scale)
 {
     uint64_t sum = 0;
 
-    for (unsigned long i = 0; i < 200 * scale; i++) {
+    for (unsigned long i = 0; i < 200 * scale / 100; i++) {
         const pid_t pid = fork();
         int status;
 

@@ -102,7 +102,7 @@ uint64_t bench_run(unsigned long scale)
 {
     uint64_t sum = 0;
 
-    for (unsigned long round = 0; round < 100 * scale; round++) {
+    for (unsigned long round = 0; round < 100 * scale / 100; round++) {
         product();
         sum = bench_mix(sum, bits_of(c, N * N * sizeof(float)));
         for (int i = 0; i < 16; i++)

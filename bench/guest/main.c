@@ -1,6 +1,6 @@
 /* SPDX-License-Identifier: MIT
- * main.c: PROGRAM [-p PORT] [SCALE]: runs the program of bench.h and prints its name, checksum and milliseconds. With
- * -p the bytes 'S' and 'E' go to that I/O port (0xe9) around the timed part, for who measures from outside. */
+ * main.c: PROGRAM [-p PORT] [SCALE]: runs the program of bench.h (SCALE in percent) and prints its name, checksum and
+ * milliseconds. With -p the bytes S and E go to that I/O port (0xe9) around the timed part, for who measures outside. */
 #include "bench.h"
 #include <stdio.h>
 #include <stdlib.h>
@@ -36,7 +36,7 @@ static double now_ms(void)
 
 int main(int argc, char **argv)
 {
-    unsigned long scale = 1, port = 0;
+    unsigned long scale = 100, port = 0;
     uint64_t sum;
     double ms;
     int opt;

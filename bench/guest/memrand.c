@@ -28,12 +28,12 @@ uint64_t bench_run(unsigned long scale)
     uint64_t sum = 0, random = 5;
     uint32_t at = 0;
 
-    for (unsigned long i = 0; i < 2000000 * scale; i++)
+    for (unsigned long i = 0; i < 2000000 * scale / 100; i++)
         at = next[at];
     sum = bench_mix(sum, at);
-    for (unsigned long i = 0; i < 4000000 * scale; i++)
+    for (unsigned long i = 0; i < 4000000 * scale / 100; i++)
         sum += next[bench_random(&random) >> 42];
-    for (unsigned long i = 0; i < 2000000 * scale; i++)
+    for (unsigned long i = 0; i < 2000000 * scale / 100; i++)
         next[bench_random(&random) >> 42] ^= (uint32_t)i;
     for (uint32_t i = 0; i < COUNT; i++)
         sum = sum * 31 + next[i];

@@ -52,7 +52,7 @@ static void other(unsigned long rounds, unsigned long blocks)
 
 uint64_t bench_run(unsigned long scale)
 {
-    const unsigned long rounds = 20000 * scale, blocks = 400 * scale;
+    const unsigned long rounds = 20000 * scale / 100, blocks = 400 * scale / 100;
     const pid_t pid = fork();
     uint64_t sum = 0;
     uint8_t c = 0;
