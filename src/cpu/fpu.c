@@ -1,6 +1,6 @@
 /* SPDX-License-Identifier: MIT
- * fpu.c: the guest's x87, SSE and AVX state. It is loaded into the host's registers by the first vector instruction after
- * something that needed libc, and stays there. No other code in guest mode touches these registers. */
+ * fpu.c: the guest's x87, SSE and AVX state. It is loaded into the host's registers by the first vector instruction
+ * after something that needed libc, and stays there. No other code in guest mode touches these registers. */
 #include <errno.h>
 #include <stdlib.h>
 #include "fpu.h"
@@ -44,7 +44,7 @@ static void layout_init(struct fpu_layout *l)
         if (!(l->mask >> i & 1))
             continue;
         cpuid(0xd, i, r);
-        l->comp[i] = (struct xfeature){ .offset = r[1], .size = r[0], .align64 = r[2] & 2 };
+        l->comp[i] = (struct xfeature){.offset = r[1], .size = r[0], .align64 = r[2] & 2};
         if (r[0] + r[1] > l->size)
             l->size = r[0] + r[1];
     }
@@ -53,7 +53,7 @@ static void layout_init(struct fpu_layout *l)
 const struct fpu_layout *fpu_layout(void)
 {
     if (unlikely(!__atomic_load_n(&layout.size, __ATOMIC_ACQUIRE))) {
-        struct fpu_layout l = { 0 };
+        struct fpu_layout l = {0};
         const uint32_t size = (layout_init(&l), l.size);
 
         l.size = 0; /* every thread computes the same; the size is published last */

@@ -40,11 +40,11 @@ _Static_assert(sizeof(struct xsave_area) == 576, "XSAVE area: legacy region and 
 
 struct fpu_unit {
     struct xsave_area *area; /* 64-byte aligned, cpu_fpu_area_size() bytes; the truth while not cpu->fpu_live */
-    /* x87 last-instruction pointers: always here, for the host's own are addresses of our copies. The area shows what this
-     * processor saves of them. */
+    /* x87 last-instruction pointers: always here, for the host's own are addresses of our copies. The area shows what
+     * this processor saves of them. */
     uint64_t fip, fdp;
     uint16_t fop, fcs, fds;
-    uint16_t client_fcw;     /* what host_fpu_save() puts back */
+    uint16_t client_fcw; /* what host_fpu_save() puts back */
     uint32_t client_mxcsr;
 };
 
@@ -60,7 +60,8 @@ struct fpu_layout {
     struct xfeature comp[XFEATURES];
 };
 const struct fpu_layout *fpu_layout(void);
-/* The area is made current, every component filled in (initial values where XSTATE_BV says so); live state stays live. */
+/* The area is made current, every component filled in (initial values where XSTATE_BV says so); live state stays live.
+ */
 struct xsave_area *fpu_sync(struct cpu *);
 /* The unit's instruction pointers as the area shows them. */
 void fpu_show_pointers(struct fpu_unit *);
@@ -84,15 +85,15 @@ struct native {
     uint8_t class;               /* enum native_class */
     uint8_t acc;                 /* of the memory operand: ACC_*, 0 without one */
     uint8_t mem_size;
-    uint8_t align;               /* mask of the address bits that must be 0 */
-    uint8_t mask;                /* enum native_mask: masked-off elements of the memory operand do not fault */
-    bool mask_whole;             /* ... but they do fault */
-    uint8_t elems, elem_size;    /* ... elements in memory */
-    uint8_t mask_elems;          /* ... and bits of the mask, folded on them */
-    uint8_t x87;                 /* NX_* */
-    bool waits;                  /* a pending x87 exception comes first */
-    native_fn *get_mask;         /* stores 8 bytes to mem */
-    struct native_vsib *vsib;    /* gathers, scatters and MASKMOV: in_vsib.c */
+    uint8_t align;            /* mask of the address bits that must be 0 */
+    uint8_t mask;             /* enum native_mask: masked-off elements of the memory operand do not fault */
+    bool mask_whole;          /* ... but they do fault */
+    uint8_t elems, elem_size; /* ... elements in memory */
+    uint8_t mask_elems;       /* ... and bits of the mask, folded on them */
+    uint8_t x87;              /* NX_* */
+    bool waits;               /* a pending x87 exception comes first */
+    native_fn *get_mask;      /* stores 8 bytes to mem */
+    struct native_vsib *vsib; /* gathers, scatters and MASKMOV: in_vsib.c */
 };
 
 struct native_vsib {

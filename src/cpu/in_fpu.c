@@ -1,7 +1,7 @@
 /* SPDX-License-Identifier: MIT
- * in_fpu.c: instructions that save and load whole parts of the vector and x87 state: FXSAVE, XSAVE and their kin, FNSTENV,
- * FNSAVE, LDMXCSR. They work on the XSAVE area in memory: only there the host's masks, pointers and layout can be kept
- * from the guest. */
+ * in_fpu.c: instructions that save and load whole parts of the vector and x87 state: FXSAVE, XSAVE and their kin,
+ * FNSTENV, FNSAVE, LDMXCSR. They work on the XSAVE area in memory: only there the host's masks, pointers and layout can
+ * be kept from the guest. */
 #include "fpu.h"
 #include "mem.h"
 
@@ -47,7 +47,7 @@ static void x87_control(struct xsave_area *a, uint16_t fcw, uint16_t fsw)
 }
 
 /* ---- FXSAVE and the legacy region ---- */
-#define LEGACY_X87_HEAD 24u                                    /* FCW to the data pointer */
+#define LEGACY_X87_HEAD 24u /* FCW to the data pointer */
 #define LEGACY_ST       offsetof(struct xsave_area, st)
 #define LEGACY_XMM      offsetof(struct xsave_area, xmm)
 
@@ -154,7 +154,7 @@ struct place {
 static struct place component(const struct cpu *cpu, unsigned i, uint64_t compacted)
 {
     const struct fpu_layout *l = fpu_layout();
-    struct place p = { .offset = l->comp[i].offset, .size = l->comp[i].size };
+    struct place p = {.offset = l->comp[i].offset, .size = l->comp[i].size};
 
     if (compacted) {
         p.offset = sizeof(struct xsave_area);
@@ -217,7 +217,7 @@ static int xsave_legacy(struct cpu *cpu, const struct insn *in, const struct xsa
 
 static int xsave_header(struct cpu *cpu, const struct insn *in, const struct xsave *x, uint64_t old_bv)
 {
-    uint64_t header[2] = { (old_bv & ~x->rfbm) | (x->inuse & x->rfbm), x->rfbm | XCOMP_COMPACT };
+    uint64_t header[2] = {(old_bv & ~x->rfbm) | (x->inuse & x->rfbm), x->rfbm | XCOMP_COMPACT};
 
     if (x->compact)
         header[0] = x->inuse & x->rfbm;
@@ -227,7 +227,7 @@ static int xsave_header(struct cpu *cpu, const struct insn *in, const struct xsa
 int in_xsave(struct cpu *cpu, const struct insn *in)
 {
     const bool plain = in->op == OP_XSAVE || in->op == OP_XSAVE64;
-    struct xsave x = { .compact = in->op == OP_XSAVEC || in->op == OP_XSAVEC64 };
+    struct xsave x = {.compact = in->op == OP_XSAVEC || in->op == OP_XSAVEC64};
     struct xsave_area *a;
     uint64_t old_bv = 0;
     int st = xsave_begin(cpu, in, ACC_WRITE, &x.ea, &x.rfbm);
@@ -397,15 +397,17 @@ static uint16_t full_tags(const struct xsave_area *a)
     return tags;
 }
 
-static unsigned env_build(const struct cpu *cpu, const struct insn *in, const struct xsave_area *a, uint8_t buf[ENV_MAX])
+static unsigned env_build(const struct cpu *cpu, const struct insn *in, const struct xsave_area *a,
+                          uint8_t buf[ENV_MAX])
 {
     const struct fpu_unit *f = cpu->fpu;
     const uint32_t tags = full_tags(a), fip = f->fip, fdp = f->fdp;
     const uint32_t lip = ((uint32_t)f->fcs << 4) + fip, ldp = ((uint32_t)f->fds << 4) + fdp;
     const uint16_t fop = f->fop & 0x7ff;
-    uint32_t e32[7] = { a->fcw | 0xffff0000, a->fsw | 0xffff0000, tags | 0xffff0000, fip,
-                        f->fcs | (uint32_t)fop << 16, fdp, f->fds | 0xffff0000 };
-    uint16_t e16[7] = { a->fcw, a->fsw, tags, fip, f->fcs, fdp, f->fds };
+    uint32_t e32[7] = {
+        a->fcw | 0xffff0000, a->fsw | 0xffff0000, tags | 0xffff0000, fip, f->fcs | (uint32_t)fop << 16, fdp,
+        f->fds | 0xffff0000};
+    uint16_t e16[7] = {a->fcw, a->fsw, tags, fip, f->fcs, fdp, f->fds};
 
     if (env_real(cpu)) {
         e32[3] = lip | 0xffff0000;

@@ -127,6 +127,8 @@ static int movs_chunk(struct cpu *cpu, const struct insn *in, const struct strin
     int st = mem_chunk(cpu, in->seg, from, ACC_READ, &src, &src_len);
 
     *n = 0;
+    if (st == CPU_OK && src_len < s->size) /* the source goes over a page's end: its fault comes first */
+        return CPU_OK;
     if (st == CPU_OK && src)
         st = mem_chunk(cpu, SEG_ES, to, ACC_WRITE, &dst, &dst_len);
     if (st != CPU_OK || !src || !dst)

@@ -68,8 +68,8 @@ static void element_done(const struct native_vsib *v, struct vsib *x, unsigned i
 }
 
 /* Partial completion: what was moved before a fault stays, with its mask bits cleared, and the rest of the registers
- * keeps its value, but for what is beyond an EVEX vector length, as on the host (SDM 2C, "VPGATHERDD"). Complete: the mask is 0, and so is what the elements do
- * not fill. */
+ * keeps its value, but for what is beyond an EVEX vector length, as on the host (SDM 2C, "VPGATHERDD"). Complete: the
+ * mask is 0, and so is what the elements do not fill. */
 static int end(struct cpu *cpu, const struct native_vsib *v, struct vsib *x, int st)
 {
     if (st == CPU_USER) /* replayed as a whole */
@@ -123,7 +123,8 @@ int in_scatter(struct cpu *cpu, const struct insn *in)
     for (unsigned i = 0; i < v->elems && !st; i++) {
         if (!(x.live >> i & 1))
             continue;
-        st = mem_write(cpu, in->seg, element_ea(cpu, in, v, &x, i), x.data.b + i * v->elem_size, v->elem_size, ACC_WRITE);
+        st = mem_write(cpu, in->seg, element_ea(cpu, in, v, &x, i), x.data.b + i * v->elem_size, v->elem_size,
+                       ACC_WRITE);
         if (!st) {
             element_done(v, &x, i);
             x.moved = true;

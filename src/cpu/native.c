@@ -1,13 +1,17 @@
 /* SPDX-License-Identifier: MIT
- * native.c: runs vector and x87 instructions as re-encoded copies (native_encode.c) on the guest's state, which is live in
- * the host's registers. Memory operands are resolved, checked and made to point at host memory first. */
+ * native.c: runs vector and x87 instructions as re-encoded copies (native_encode.c) on the guest's state, which is live
+ * in the host's registers. Memory operands are resolved, checked and made to point at host memory first. */
 #include "fpu.h"
 #include "mem.h"
 
-/* What an instruction's class needs, as bits of the block key; where they differ, native_allowed() finds the exception. */
-#define KEYS(mask, want) { KEY_TS_EM | (mask), (want) }
+/* What an instruction's class needs, as bits of the block key; where they differ, native_allowed() finds the exception.
+ */
+#define KEYS(mask, want)           \
+    {                              \
+        KEY_TS_EM | (mask), (want) \
+    }
 const uint32_t native_keys[NC_COUNT][2] = {
-    [NC_NONE] = { 0, 0 },
+    [NC_NONE] = {0, 0},
     [NC_X87] = KEYS(0, 0),
     [NC_WAIT] = KEYS(0, 0),
     [NC_MMX] = KEYS(0, 0),
@@ -16,7 +20,8 @@ const uint32_t native_keys[NC_COUNT][2] = {
     [NC_EVEX] = KEYS(KEY_OSXSAVE | KEY_XCR0_512, KEY_OSXSAVE | KEY_XCR0_512),
 };
 
-/* SDM 3A, "Configurations of the x87 FPU", "Emulation of the FPU/SIMD Instructions"; SDM 2A, "Exceptions Type" tables. */
+/* SDM 3A, "Configurations of the x87 FPU", "Emulation of the FPU/SIMD Instructions"; SDM 2A, "Exceptions Type" tables.
+ */
 int native_allowed(struct cpu *cpu, enum native_class class)
 {
     const struct cpu_state *s = &cpu->s;
@@ -69,8 +74,8 @@ int native_raise(struct cpu *cpu, int result)
     }
 }
 
-/* Called in the signal handler, which has a fresh FPU: the guest's state lies in the signal frame and comes back with it.
- * Nothing of the instruction was committed, and a copy has nothing on its stack at that point. */
+/* Called in the signal handler, which has a fresh FPU: the guest's state lies in the signal frame and comes back with
+ * it. Nothing of the instruction was committed, and a copy has nothing on its stack at that point. */
 int native_fault(struct cpu *cpu, int sig, void *siginfo, void *ucontext)
 {
     enum { REG_RIP_HOST = 16 /* insn.h has a REG_RIP of its own */ };
@@ -120,7 +125,7 @@ static void x87_pointers(struct cpu *cpu, const struct native *n, const struct i
     struct fpu_unit *f = cpu->fpu;
 
     if (n->x87 & NX_INIT) {
-        f->fip = f->fdp = f->fop = f->fcs = f->fds = 0;
+        f->fip = f->fdp = f->fop = f->fcs = f->fds = 0; /* what the area shows already */
         return;
     }
     f->fip = cpu->s.rip;
@@ -130,6 +135,8 @@ static void x87_pointers(struct cpu *cpu, const struct native *n, const struct i
         f->fdp = insn_ea(cpu, in);
         f->fds = cpu->s.seg[in->seg < SEG_NONE ? in->seg : SEG_DS].sel;
     }
+    if (!cpu->fpu_live) /* eager builds */
+        fpu_show_pointers(f);
 }
 
 static inline int run(struct cpu *cpu, const struct native *n, void *mem)
@@ -192,12 +199,12 @@ static int write_active(struct cpu *cpu, const struct native *n, struct rmw *m, 
     return CPU_OK;
 }
 
-/* The host has no page under the operand (the client took it away): the copy works on a buffer, and the accessors, which
- * recover from host faults, say what becomes of the access. */
+/* The host has no page under the operand (the client took it away): the copy works on a buffer, and the accessors,
+ * which recover from host faults, say what becomes of the access. */
 static int without_host_page(struct cpu *cpu, const struct native *n, const struct insn *in, gva_t ea, uint64_t live,
                              unsigned first, unsigned end)
 {
-    struct rmw m = { .seg = in->seg };
+    struct rmw m = {.seg = in->seg};
     uint8_t *data = m.buf + (ea + (in->seg < SEG_NONE ? cpu->s.seg[in->seg].base : 0)) % 64;
     int st = n->acc & ACC_READ ? mem_read(cpu, in->seg, ea + first, data + first, end - first, n->acc) : CPU_OK, r;
 
@@ -224,7 +231,8 @@ static bool misaligned_allowed(struct cpu *cpu, const struct native *n)
 
 static int misaligned(struct cpu *cpu, const struct native *n, const struct insn *in, gva_t ea)
 {
-    const gva_t gva = cpu->s.mode != MODE_64 || in->seg == SEG_FS || in->seg == SEG_GS ? ea + cpu->s.seg[in->seg].base : ea;
+    const gva_t gva =
+        cpu->s.mode != MODE_64 || in->seg == SEG_FS || in->seg == SEG_GS ? ea + cpu->s.seg[in->seg].base : ea;
 
     if (likely(!(gva & n->align)) || misaligned_allowed(cpu, n))
         return CPU_OK;
@@ -251,8 +259,8 @@ static int probe_second_page(struct cpu *cpu, const struct native *n, const stru
     return st;
 }
 
-/* Masked-off elements do not fault and are not written (SDM 1, "Memory Fault Suppression"): only [first, end) is resolved,
- * which reaches a page if and only if an active element does. */
+/* Masked-off elements do not fault and are not written (SDM 1, "Memory Fault Suppression"): only [first, end) is
+ * resolved, which reaches a page if and only if an active element does. */
 static int native_masked(struct cpu *cpu, const struct native *n, const struct insn *in, gva_t ea)
 {
     struct rmw m;
@@ -265,7 +273,7 @@ static int native_masked(struct cpu *cpu, const struct native *n, const struct i
     if (st)
         return st;
     if (!live) {
-        _Alignas(64) uint8_t nothing[64] = { 0 };
+        _Alignas(64) uint8_t nothing[64] = {0};
 
         r = run(cpu, n, nothing);
         return r ? native_raise(cpu, r) : finish(cpu, n, in);

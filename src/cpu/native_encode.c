@@ -1,8 +1,9 @@
 /* SPDX-License-Identifier: MIT
  * native_encode.c: host copies of vector and x87 instructions. A copy takes (struct cpu_state *rdi, void *mem rsi): the
- * memory operand became [rsi] without segment, index or displacement, explicit general registers became rax and rcx, which
- * are loaded from and stored to the state around it, and flags that it reads or writes are the state's. Everything else of
- * the encoding is the guest's. Copies are shared by all cpus and never freed: there are as many as distinct instructions.
+ * memory operand became [rsi] without segment, index or displacement, explicit general registers became rax and rcx,
+ * which are loaded from and stored to the state around it, and flags that it reads or writes are the state's.
+ * Everything else of the encoding is the guest's. Copies are shared by all cpus and never freed: there are as many as
+ * distinct instructions.
  *
  * Runs outside of guest mode's vector state (the decoder's callers did host_fpu_save()): Zydis and libc are allowed. */
 #include <Zydis/Zydis.h>
@@ -59,7 +60,7 @@ static void put(struct code *c, const void *bytes, unsigned n)
         memcpy(c->b + c->n, bytes, n);
     c->n += n;
 }
-#define PUT(c, ...) put(c, (const uint8_t[]){ __VA_ARGS__ }, sizeof((const uint8_t[]){ __VA_ARGS__ }))
+#define PUT(c, ...) put(c, (const uint8_t[]){__VA_ARGS__}, sizeof((const uint8_t[]){__VA_ARGS__}))
 
 static native_fn *commit(struct code *c)
 {
@@ -111,7 +112,7 @@ static void put_store_flags(struct code *c) /* pushfq; pop r8; and r8d, OSZAPC; 
 static native_fn *copy_vector(bool store, unsigned reg, unsigned vl)
 {
     const unsigned low = reg & 7;
-    struct code c = { .n = 0 };
+    struct code c = {.n = 0};
 
     if (vl < 64 && reg < 16)
         PUT(&c, 0xc5, (reg < 8 ? 0x80 : 0) | 0x78 | (vl == 32 ? 4 : 0) | 2, store ? 0x7f : 0x6f, low << 3 | 6);
@@ -128,7 +129,7 @@ static native_fn *copy_vector(bool store, unsigned reg, unsigned vl)
 static native_fn *copy_mask(bool store, unsigned k)
 {
     const bool bw = cpu_has_feature(FEAT_AVX512BW);
-    struct code c = { .n = 0 };
+    struct code c = {.n = 0};
 
     if (bw)
         PUT(&c, 0xc4, 0xe1, 0xf8, store ? 0x91 : 0x90, k << 3 | 6);
@@ -140,7 +141,7 @@ static native_fn *copy_mask(bool store, unsigned k)
 /* The sign bits of a vector register's elements of 4 or 8 bytes: vmovmskps/pd eax, reg; mov [rsi], rax. */
 static native_fn *copy_signs(unsigned reg, unsigned vl, unsigned elem_size)
 {
-    struct code c = { .n = 0 };
+    struct code c = {.n = 0};
 
     PUT(&c, 0xc4, 0xc1 | (reg < 8 ? 0x20 : 0), 0x78 | (vl == 32 ? 4 : 0) | (elem_size == 8 ? 1 : 0), 0x50,
         0xc0 | (reg & 7), 0x48, 0x89, 0x06);
@@ -157,9 +158,9 @@ struct form {
 static const struct {
     uint8_t isa, feature, also;
 } isa_features[] = {
-#define ISA(isa, feature)        { ZYDIS_ISA_SET_##isa, FEAT_##feature, FEAT_NONE },
-#define ISA2(isa, feature, also) { ZYDIS_ISA_SET_##isa, FEAT_##feature, FEAT_##also },
-#define ISA512(isa, feature)                                                                                           \
+#define ISA(isa, feature)        {ZYDIS_ISA_SET_##isa, FEAT_##feature, FEAT_NONE},
+#define ISA2(isa, feature, also) {ZYDIS_ISA_SET_##isa, FEAT_##feature, FEAT_##also},
+#define ISA512(isa, feature) \
     ISA2(isa##_128, feature, AVX512VL) ISA2(isa##_256, feature, AVX512VL) ISA2(isa##_512, feature, AVX512F)
     /* clang-format off */
     ISA(X87, FPU) ISA2(FCMOV, FPU, CMOV) ISA2(PPRO, FPU, CMOV) ISA(PENTIUMMMX, MMX) ISA(SSE, SSE) ISA(SSEMXCSR, SSE)
@@ -264,7 +265,7 @@ static void put_prefixes(struct code *c, const struct form *f, bool gpr_reg, boo
     if (zi->encoding == ZYDIS_INSTRUCTION_ENCODING_VEX || zi->encoding == ZYDIS_INSTRUCTION_ENCODING_EVEX) {
         const bool evex = zi->encoding == ZYDIS_INSTRUCTION_ENCODING_EVEX;
         const unsigned n = evex ? 4 : zi->raw.vex.size;
-        uint8_t p[4] = { 0 };
+        uint8_t p[4] = {0};
 
         memcpy(p, b + i, n);
         i += n;
@@ -547,7 +548,7 @@ static bool set_vsib(struct native *n, const struct form *f)
 /* MASKMOVQ, MASKMOVDQU: bytes at DS:rDI where the mask's sign bits say so. */
 static native_fn *copy_mmx(unsigned reg) /* movq [rsi], reg */
 {
-    struct code c = { .n = 0 };
+    struct code c = {.n = 0};
 
     PUT(&c, 0x0f, 0x7f, (reg & 7) << 3 | 6);
     return commit(&c);
@@ -556,7 +557,7 @@ static native_fn *copy_mmx(unsigned reg) /* movq [rsi], reg */
 static bool set_maskmov(struct native *n, const struct form *f)
 {
     struct native_vsib *v = calloc(1, sizeof(*v));
-    const unsigned reg[2] = { ZydisRegisterGetId(f->ops[0].reg.value), ZydisRegisterGetId(f->ops[1].reg.value) };
+    const unsigned reg[2] = {ZydisRegisterGetId(f->ops[0].reg.value), ZydisRegisterGetId(f->ops[1].reg.value)};
     const bool mmx = ZydisRegisterGetClass(f->ops[0].reg.value) == ZYDIS_REGCLASS_MMX;
 
     if (!v)
@@ -614,16 +615,17 @@ static void put_registers(struct code *c, const struct form *f)
     for (unsigned i = 0; i < f->zi->operand_count_visible; i++) {
         const ZydisDecodedOperand *op = &f->ops[i];
 
-        PUT(c, op->type, op->type == ZYDIS_OPERAND_TYPE_REGISTER ? op->reg.value
-                         : op->type == ZYDIS_OPERAND_TYPE_MEMORY ? op->mem.index
-                                                                 : 0);
+        PUT(c, op->type,
+            op->type == ZYDIS_OPERAND_TYPE_REGISTER ? op->reg.value
+            : op->type == ZYDIS_OPERAND_TYPE_MEMORY ? op->mem.index
+                                                    : 0);
     }
 }
 
 static struct native *find(const struct form *f)
 {
     const struct insn *in = f->in;
-    struct code c = { .n = 0 };
+    struct code c = {.n = 0};
     struct entry **b, *e;
 
     if (op_rows[in->op].interp != in_native)
@@ -661,16 +663,14 @@ static const ZydisDecoder *decoder_for(enum cpu_mode mode)
         ZydisDecoderInit(&decoders[2], ZYDIS_MACHINE_MODE_LEGACY_16, ZYDIS_STACK_WIDTH_16);
         ready = true;
     }
-    return &decoders[mode == MODE_64                                ? 0
-                     : mode == MODE_PROT32 || mode == MODE_COMPAT32 ? 1
-                                                                    : 2];
+    return &decoders[mode == MODE_64 ? 0 : mode == MODE_PROT32 || mode == MODE_COMPAT32 ? 1 : 2];
 }
 
 int native_prepare(struct insn *in)
 {
     ZydisDecodedInstruction zi;
     ZydisDecodedOperand ops[ZYDIS_MAX_OPERAND_COUNT];
-    struct form f = { .zi = &zi, .ops = ops, .in = in };
+    struct form f = {.zi = &zi, .ops = ops, .in = in};
 
     in->native = NULL;
     pthread_mutex_lock(&lock);
@@ -680,8 +680,7 @@ int native_prepare(struct insn *in)
         for (unsigned i = 0; i < zi.operand_count_visible; i++)
             if (ops[i].type == ZYDIS_OPERAND_TYPE_MEMORY)
                 f.mem = &ops[i];
-        if (form_offered(&f) && !(in->pfx & PFX_LOCK) &&
-            !(real && zi.encoding != ZYDIS_INSTRUCTION_ENCODING_LEGACY))
+        if (form_offered(&f) && !(in->pfx & PFX_LOCK) && !(real && zi.encoding != ZYDIS_INSTRUCTION_ENCODING_LEGACY))
             in->native = find(&f);
     }
     pthread_mutex_unlock(&lock);

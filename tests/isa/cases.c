@@ -17,8 +17,23 @@ static struct outcome host, guest;
 
 uint64_t rnd_value(void)
 {
-    static const uint64_t edges[] = { 0, 1, 2, 0x7f, 0x80, 0xff, 0x7fff, 0x8000, 0xffff, 0x7fffffff, 0x80000000,
-                                      0xffffffff, 0x100000000ull, INT64_MAX, (uint64_t)INT64_MIN, ~0ull, ~1ull };
+    static const uint64_t edges[] = {0,
+                                     1,
+                                     2,
+                                     0x7f,
+                                     0x80,
+                                     0xff,
+                                     0x7fff,
+                                     0x8000,
+                                     0xffff,
+                                     0x7fffffff,
+                                     0x80000000,
+                                     0xffffffff,
+                                     0x100000000ull,
+                                     INT64_MAX,
+                                     (uint64_t)INT64_MIN,
+                                     ~0ull,
+                                     ~1ull};
 
     switch (below(4)) {
     case 0:
@@ -33,19 +48,32 @@ uint64_t rnd_value(void)
 /* ---- vector state ---- */
 static uint32_t rnd_float(void)
 {
-    static const uint32_t edges[] = { 0, 0x80000000, 0x3f800000, 0xbf800000, 0x7f800000, 0xff800000, 0x7fc00000,
-                                      0x7f800001, 1, 0x807fffff, 0x00800000, 0x4f000000, 0xcf000000, 0x7f7fffff };
+    static const uint32_t edges[] = {0,          0x80000000, 0x3f800000, 0xbf800000, 0x7f800000,
+                                     0xff800000, 0x7fc00000, 0x7f800001, 1,          0x807fffff,
+                                     0x00800000, 0x4f000000, 0xcf000000, 0x7f7fffff};
 
     return below(3) ? (rnd() & 0x807fffff) | (100 + below(60)) << 23 : edges[below(ARRAY_SIZE(edges))];
 }
 
 static uint64_t rnd_double(void)
 {
-    static const uint64_t edges[] = { 0, 0x8000000000000000, 0x3ff0000000000000, 0x7ff0000000000000, 0xfff0000000000000,
-                                      0x7ff8000000000000, 0x7ff0000000000001, 1, 0x0010000000000000, 0x41e0000000000000,
-                                      0xc1e0000000000000, 0x43e0000000000000, 0x47efffffe0000000, 0x36a0000000000000 };
+    static const uint64_t edges[] = {0,
+                                     0x8000000000000000,
+                                     0x3ff0000000000000,
+                                     0x7ff0000000000000,
+                                     0xfff0000000000000,
+                                     0x7ff8000000000000,
+                                     0x7ff0000000000001,
+                                     1,
+                                     0x0010000000000000,
+                                     0x41e0000000000000,
+                                     0xc1e0000000000000,
+                                     0x43e0000000000000,
+                                     0x47efffffe0000000,
+                                     0x36a0000000000000};
 
-    return below(3) ? (rnd() & 0x800fffffffffffff) | (uint64_t)(1000 + below(60)) << 52 : edges[below(ARRAY_SIZE(edges))];
+    return below(3) ? (rnd() & 0x800fffffffffffff) | (uint64_t)(1000 + below(60)) << 52
+                    : edges[below(ARRAY_SIZE(edges))];
 }
 
 static void fill_vector(void *to, unsigned size)
@@ -62,7 +90,7 @@ static void fill_vector(void *to, unsigned size)
 
 static void fill_st(uint8_t st[16])
 {
-    static const uint16_t exps[] = { 0, 0x3fff, 0xbfff, 0x7fff, 0xffff, 0x8000, 1 };
+    static const uint16_t exps[] = {0, 0x3fff, 0xbfff, 0x7fff, 0xffff, 0x8000, 1};
     uint64_t mant = rnd() | 1ull << 63;
     uint16_t exp = 0x3fff - 40 + below(80) + (below(2) ? 0x8000 : 0);
 
@@ -136,7 +164,7 @@ static uint64_t segment_base(enum cpu_mode mode)
 /* A linear address for an operand of size bytes. */
 static uint64_t rnd_target(enum cpu_mode mode, unsigned size, bool may_fault)
 {
-    static const uint8_t data[] = { PG_RW0, PG_RW1, PG_RO, PG_RW2 };
+    static const uint8_t data[] = {PG_RW0, PG_RW1, PG_RO, PG_RW2};
     const uint64_t page = ARENA + (uint64_t)data[below(may_fault ? 4 : 2)] * PAGE_SIZE;
     const unsigned kind = below(may_fault ? 8 : 5);
 
@@ -156,7 +184,8 @@ static uint64_t rnd_target(enum cpu_mode mode, unsigned size, bool may_fault)
         return page - 1 - below(size);
     default:
         if (mode == MODE_64 && !below(3))
-            return (rnd() | 1ull << 60) & INT64_MAX; /* not canonical */
+            return (rnd() | 1ull << 60) &
+                   (INT64_MAX - (1ull << 47) + 1); /* not canonical; no page of ours in its low bits */
         return ARENA + PG_NONE0 * PAGE_SIZE + below(PAGE_SIZE);
     }
 }
@@ -166,7 +195,7 @@ static int gpr_id(ZydisRegister reg)
     const ZydisRegisterClass c = ZydisRegisterGetClass(reg);
 
     return c == ZYDIS_REGCLASS_GPR16 || c == ZYDIS_REGCLASS_GPR32 || c == ZYDIS_REGCLASS_GPR64 ? ZydisRegisterGetId(reg)
-                                                                                              : -1;
+                                                                                               : -1;
 }
 
 static void set_gpr(uint64_t *gpr, int id, uint64_t v, unsigned width)
@@ -181,7 +210,8 @@ static void set_gpr(uint64_t *gpr, int id, uint64_t v, unsigned width)
 /* Indices of a gather or scatter: most near the target. */
 static void aim_vsib(const ZydisDecodedOperandMem *mem, uint64_t to, bool absolute, unsigned index_size)
 {
-    const unsigned reg = ZydisRegisterGetId(mem->index), width = ZydisRegisterGetWidth(ZYDIS_MACHINE_MODE_LONG_64, mem->index);
+    const unsigned reg = ZydisRegisterGetId(mem->index),
+                   width = ZydisRegisterGetWidth(ZYDIS_MACHINE_MODE_LONG_64, mem->index);
 
     for (unsigned i = 0; i < width / 8 / index_size; i++) {
         int64_t v = (int64_t)below(below(6) ? 400 : 9000) - (below(2) ? 200 : 0);
@@ -201,7 +231,8 @@ static void aim(enum cpu_mode mode, const struct decoded *d, const ZydisDecodedO
     const uint64_t disp = no_base ? d->zi.raw.disp.value : mem->disp.has_displacement ? mem->disp.value : 0;
     const uint64_t ea = to - segment_base(mode) - disp;
 
-    if (ZydisRegisterGetClass(mem->index) >= ZYDIS_REGCLASS_XMM && ZydisRegisterGetClass(mem->index) <= ZYDIS_REGCLASS_ZMM) {
+    if (ZydisRegisterGetClass(mem->index) >= ZYDIS_REGCLASS_XMM &&
+        ZydisRegisterGetClass(mem->index) <= ZYDIS_REGCLASS_ZMM) {
         const char *name = ZydisMnemonicGetString(d->zi.mnemonic);
         const char *at = strstr(name, "gather") ? strstr(name, "gather") + 6 : strstr(name, "scatter") + 7;
 
@@ -233,8 +264,8 @@ static void patch_displacement(enum cpu_mode mode, uint8_t *bytes, struct decode
         const ZydisDecodedOperand *op = &d->ops[i];
         uint64_t disp;
 
-        if (op->type != ZYDIS_OPERAND_TYPE_MEMORY || op->mem.index != ZYDIS_REGISTER_NONE || gpr_id(op->mem.base) >= 0 ||
-            !d->zi.raw.disp.size)
+        if (op->type != ZYDIS_OPERAND_TYPE_MEMORY || op->mem.index != ZYDIS_REGISTER_NONE ||
+            gpr_id(op->mem.base) >= 0 || !d->zi.raw.disp.size)
             continue;
         disp = rnd_target(mode, op->size / 8, below(3) == 0) - segment_base(mode);
         if (disp >> 31)
@@ -289,12 +320,15 @@ static void special_operands(enum cpu_mode mode, const struct form *f, const str
 
     if (d->zi.attributes & (ZYDIS_ATTRIB_HAS_REP | ZYDIS_ATTRIB_HAS_REPE | ZYDIS_ATTRIB_HAS_REPNE))
         g[R_RCX] = below(20) | (d->zi.address_width < 64 && below(2) ? rnd() << 32 : 0);
-    if (named(f, " BT BTS BTR BTC ") && d->ops[0].type == ZYDIS_OPERAND_TYPE_MEMORY && gpr_id(d->ops[1].reg.value) >= 0) {
+    if (named(f, " BT BTS BTR BTC ") && d->ops[0].type == ZYDIS_OPERAND_TYPE_MEMORY &&
+        gpr_id(d->ops[1].reg.value) >= 0) {
         const int id = gpr_id(d->ops[1].reg.value);
 
         if (id != gpr_id(d->ops[0].mem.base) && id != gpr_id(d->ops[0].mem.index))
             g[id] = (uint64_t)((int64_t)below(20000) - 10000);
     }
+    if (named(f, " CLZERO ")) /* its operand is nobody's in Zydis's list */
+        g[R_RAX] = rnd_target(mode, 64, !target) - segment_base(mode);
     if (named(f, " DIV IDIV ") && below(2))
         g[R_RDX] = below(2) ? 0 : (uint64_t)((int64_t)g[R_RAX] >> 63);
     if (named(f, " POPF POPFD POPFQ ")) {
@@ -303,9 +337,9 @@ static void special_operands(enum cpu_mode mode, const struct form *f, const str
         poke(target, &flags, 8);
     }
     if (named(f, " FLDENV FRSTOR FXRSTOR FXRSTOR64 ") && below(4)) /* a valid MXCSR, few unmasked exceptions */
-        poke(target + 24, &(uint32_t){ rnd() & 0xffff }, 4);
+        poke(target + 24, &(uint32_t){rnd() & 0xffff}, 4);
     if (named(f, " LDMXCSR VLDMXCSR ") && below(4))
-        poke(target, &(uint32_t){ rnd() & 0xffff }, 4);
+        poke(target, &(uint32_t){rnd() & 0xffff}, 4);
     if (named(f, " ENTER "))
         g[R_RBP] = rnd_target(mode, 64, false) - segment_base(mode);
     if (named(f, " PCMPESTRI PCMPESTRM VPCMPESTRI VPCMPESTRM ") && below(2)) {
@@ -316,7 +350,7 @@ static void special_operands(enum cpu_mode mode, const struct form *f, const str
 
 static void xsave_operand(const struct form *f, uint64_t target)
 {
-    uint64_t header[8] = { rnd() & fpu_layout()->mask, 0 };
+    uint64_t header[8] = {rnd() & fpu_layout()->mask, 0};
 
     if (!named(f, " XRSTOR XRSTOR64 ") || target < ARENA)
         return;
@@ -326,10 +360,10 @@ static void xsave_operand(const struct form *f, uint64_t target)
         header[below(8)] |= 1ull << below(64);
     }
     for (unsigned i = 0; i < 2700; i += 8)
-        poke((target & ~63ull) + i, &(uint64_t){ rnd() }, 8);
+        poke((target & ~63ull) + i, &(uint64_t){rnd()}, 8);
     poke((target & ~63ull) + 512, header, 64);
     if (below(8))
-        poke((target & ~63ull) + 24, &(uint32_t){ rnd() & 0xffff }, 4);
+        poke((target & ~63ull) + 24, &(uint32_t){rnd() & 0xffff}, 4);
 }
 
 static void random_state(enum cpu_mode mode, const struct form *f, const struct decoded *d)
@@ -367,10 +401,10 @@ static void random_state(enum cpu_mode mode, const struct form *f, const struct 
 /* ---- comparing ---- */
 static char why[400];
 
-#define DIFFER(...)                                                                                                    \
-    do {                                                                                                               \
-        snprintf(why, sizeof(why), __VA_ARGS__);                                                                       \
-        return true;                                                                                                   \
+#define DIFFER(...)                              \
+    do {                                         \
+        snprintf(why, sizeof(why), __VA_ARGS__); \
+        return true;                             \
     } while (0)
 
 static bool bytes_differ(const char *name, const void *a, const void *b, unsigned n)
@@ -381,8 +415,8 @@ static bool bytes_differ(const char *name, const void *a, const void *b, unsigne
         if (x[i] != y[i]) {
             const unsigned at = i & ~7u;
 
-            DIFFER("%s +%u: host %016llx, interpreter %016llx", name, at,
-                   *(const unsigned long long *)(x + at), *(const unsigned long long *)(y + at));
+            DIFFER("%s +%u: host %016llx, interpreter %016llx", name, at, *(const unsigned long long *)(x + at),
+                   *(const unsigned long long *)(y + at));
         }
     return false;
 }
@@ -393,7 +427,7 @@ static bool only_pointers;
 static bool fpu_differs(const struct xsave_area *a, const struct xsave_area *b)
 {
     const struct fpu_layout *l = fpu_layout();
-    static const char *const names[] = { "x87", "sse", "ymm", "", "", "k", "zmm", "zmm16" };
+    static const char *const names[] = {"x87", "sse", "ymm", "", "", "k", "zmm", "zmm16"};
 
     if (a->fcw != b->fcw || a->fsw != b->fsw || a->ftw != b->ftw)
         DIFFER("x87: host fcw %x fsw %x ftw %x, interpreter %x %x %x", a->fcw, a->fsw, a->ftw, b->fcw, b->fsw, b->ftw);
@@ -437,13 +471,14 @@ static void resync(void)
             memcpy(guest_page(pg), host_page(pg), PAGE_SIZE);
 }
 
-#define LONG_OPERANDS                                                                                                  \
-    " FLDENV FNSTENV FRSTOR FNSAVE FXSAVE FXSAVE64 FXRSTOR FXRSTOR64 XSAVE XSAVE64 XSAVEC XSAVEC64 XSAVEOPT XSAVEOPT64 "  \
+#define LONG_OPERANDS                                                                                         \
+    " FLDENV FNSTENV FRSTOR FNSAVE FXSAVE FXSAVE64 FXRSTOR FXRSTOR64 XSAVE XSAVE64 XSAVEC XSAVEC64 XSAVEOPT " \
+    "XSAVEOPT64 "                                                                                             \
     "XRSTOR XRSTOR64 MASKMOVQ MASKMOVDQU VMASKMOVDQU "
 static bool differs(const struct form *f)
 {
-    static const char *const names[] = { "rax", "rcx", "rdx", "rbx", "rsp", "rbp", "rsi", "rdi",
-                                         "r8",  "r9",  "r10", "r11", "r12", "r13", "r14", "r15" };
+    static const char *const names[] = {"rax", "rcx", "rdx", "rbx", "rsp", "rbp", "rsi", "rdi",
+                                        "r8",  "r9",  "r10", "r11", "r12", "r13", "r14", "r15"};
     const uint64_t masked = (host.vector < 0 ? op_rows[f->row].undef : 0) | F_TF | F_RF;
 
     if (named(f, LONG_OPERANDS) && host.vector == VEC_PF) {
@@ -451,9 +486,10 @@ static bool differs(const struct form *f)
         if (guest.vector == VEC_PF || named(f, " XRSTOR XRSTOR64 "))
             return memory_differs();
     }
-    if (host.cr2 >> 47) /* what the kernel maps there does not count */
+    if (host.cr2 >> 46) /* what the kernel maps there does not count */
         host.error |= PF_P, guest.error |= PF_P;
-    if (named(f, " ENTER ") && host.vector == VEC_PF && guest.vector == VEC_PF) /* several pushes and reads: any first */
+    if (named(f, " ENTER ") && host.vector == VEC_PF &&
+        guest.vector == VEC_PF) /* several pushes and reads: any first */
         guest.error = host.error, guest.cr2 = host.cr2;
     if (named(f, " CALL ") && host.vector == VEC_PF && guest.vector == VEC_GP) /* both apply: stack, and target */
         return false;
@@ -464,13 +500,15 @@ static bool differs(const struct form *f)
         if (host.r.gpr[i] != guest.r.gpr[i])
             DIFFER("%s: host %llx, interpreter %llx (before %llx)", names[i], (unsigned long long)host.r.gpr[i],
                    (unsigned long long)guest.r.gpr[i], (unsigned long long)before.gpr[i]);
-    if (host_len == guest_len ? host.r.rip - host_rip != guest.r.rip - before.rip
-                              : host.vector < 0 && host.r.rip - host_rip - host_len != guest.r.rip - before.rip - guest_len)
+    if (host_len == guest_len
+            ? host.r.rip - host_rip != guest.r.rip - before.rip
+            : host.vector < 0 && host.r.rip - host_rip - host_len != guest.r.rip - before.rip - guest_len)
         DIFFER("rip: host %llx, interpreter %llx", (unsigned long long)host.r.rip, (unsigned long long)guest.r.rip);
     if ((host.r.rflags ^ guest.r.rflags) & ~masked)
         DIFFER("rflags: host %llx, interpreter %llx", (unsigned long long)host.r.rflags,
                (unsigned long long)guest.r.rflags);
-    if (host.vector >= 0 && named(f, " ENTER ")) /* the host has pushed a part of the display when a later push faults */
+    if (host.vector >= 0 &&
+        named(f, " ENTER ")) /* the host has pushed a part of the display when a later push faults */
         resync();
     return memory_differs() || fpu_differs(host.r.fpu, guest.r.fpu);
 }
@@ -486,7 +524,11 @@ static void report(enum cpu_mode mode, const uint8_t *bytes, const struct decode
     insn_print(&copy, before.rip, text, sizeof(text));
     for (unsigned i = 0; i < d->zi.length; i++)
         sprintf(hex + 2 * i, "%02x", bytes[i]);
-    printf("  %s-bit %-30s %s\n      [%d] %s\n", mode == MODE_64 ? "64" : mode == MODE_COMPAT32 ? "32" : "16", hex, text, host.vector, why);
+    printf("  %s-bit %-30s %s\n      [%d] %s\n",
+           mode == MODE_64         ? "64"
+           : mode == MODE_COMPAT32 ? "32"
+                                   : "16",
+           hex, text, host.vector, why);
     if (verbose) {
         for (unsigned i = 0; i < 16; i++)
             printf("      r%-2u %016llx%s", i, (unsigned long long)before.gpr[i], i % 4 == 3 ? "\n" : "");

@@ -1,6 +1,6 @@
 /* SPDX-License-Identifier: MIT
- * forms.c: every form of every row, found by decoding all opcodes with all prefixes that select instructions, and variants
- * of a form with other registers, addressing and immediates. */
+ * forms.c: every form of every row, found by decoding all opcodes with all prefixes that select instructions, and
+ * variants of a form with other registers, addressing and immediates. */
 #include "isa.h"
 #include <stdio.h>
 #include <stdlib.h>
@@ -26,9 +26,9 @@ static void init(void)
         ZydisMachineMode machine;
         ZydisStackWidth stack;
     } modes[] = {
-        { MODE_64, ZYDIS_MACHINE_MODE_LONG_64, ZYDIS_STACK_WIDTH_64 },
-        { MODE_COMPAT32, ZYDIS_MACHINE_MODE_LONG_COMPAT_32, ZYDIS_STACK_WIDTH_32 },
-        { MODE_COMPAT16, ZYDIS_MACHINE_MODE_LONG_COMPAT_16, ZYDIS_STACK_WIDTH_16 },
+        {MODE_64, ZYDIS_MACHINE_MODE_LONG_64, ZYDIS_STACK_WIDTH_64},
+        {MODE_COMPAT32, ZYDIS_MACHINE_MODE_LONG_COMPAT_32, ZYDIS_STACK_WIDTH_32},
+        {MODE_COMPAT16, ZYDIS_MACHINE_MODE_LONG_COMPAT_16, ZYDIS_STACK_WIDTH_16},
     };
 
     if (ready)
@@ -68,8 +68,8 @@ uint64_t form_signature(const struct decoded *d)
 
     h = mix(h, zi->encoding | zi->operand_width << 8 | zi->avx.vector_length << 16);
     h = mix(h, zi->avx.broadcast.mode | zi->avx.rounding.mode << 8 | zi->avx.mask.mode << 16 | zi->avx.has_sae << 24);
-    h = mix(h, (zi->attributes & (ZYDIS_ATTRIB_HAS_LOCK | ZYDIS_ATTRIB_HAS_REP | ZYDIS_ATTRIB_HAS_REPE |
-                                  ZYDIS_ATTRIB_HAS_REPNE)));
+    h = mix(h, (zi->attributes &
+                (ZYDIS_ATTRIB_HAS_LOCK | ZYDIS_ATTRIB_HAS_REP | ZYDIS_ATTRIB_HAS_REPE | ZYDIS_ATTRIB_HAS_REPNE)));
     for (unsigned i = 0; i < zi->operand_count_visible; i++) {
         const ZydisDecodedOperand *op = &d->ops[i];
         const unsigned class =
@@ -131,21 +131,21 @@ static void add(const uint8_t *bytes, unsigned n)
     if (finder.out->n % 256 == 0)
         finder.out->f = realloc(finder.out->f, (finder.out->n + 256) * sizeof(*f));
     f = &finder.out->f[finder.out->n++];
-    *f = (struct form){ .row = row, .mnemonic = d.zi.mnemonic, .signature = s, .group = form_group(&d, row), .len = n };
+    *f = (struct form){.row = row, .mnemonic = d.zi.mnemonic, .signature = s, .group = form_group(&d, row), .len = n};
     memcpy(f->bytes, bytes, 15);
 }
 
 static void find_legacy(void)
 {
-    static const uint8_t prefixes[][3] = { { 0 }, { 0x66 }, { 0xf3 }, { 0xf2 }, { 0xf0 }, { 0xf0, 0x66 }, { 0x66, 0xf3 },
-                                           { 0x66, 0xf2 } };
+    static const uint8_t prefixes[][3] = {{0},    {0x66},       {0xf3},       {0xf2},
+                                          {0xf0}, {0xf0, 0x66}, {0x66, 0xf3}, {0x66, 0xf2}};
 
     for (unsigned p = 0; p < ARRAY_SIZE(prefixes); p++)
         for (unsigned rex = 0; rex < (finder.mode == MODE_64 ? 3 : 1); rex++)
             for (unsigned map = 0; map < 4; map++)
                 for (unsigned op = 0; op < 256; op++)
                     for (unsigned m = 0; m < 80; m++) {
-                        uint8_t b[16] = { 0 };
+                        uint8_t b[16] = {0};
                         unsigned n = 0;
 
                         for (unsigned i = 0; prefixes[p][i]; i++)
@@ -157,7 +157,9 @@ static void find_legacy(void)
                         if (map > 1)
                             b[n++] = map == 2 ? 0x38 : 0x3a;
                         b[n++] = op;
-                        b[n] = m < 64 ? 0xc0 + m : m < 72 ? (m - 64) << 3 | 3 : (m - 72) << 3 | 4; /* registers; [rbx]; SIB */
+                        b[n] = m < 64   ? 0xc0 + m
+                               : m < 72 ? (m - 64) << 3 | 3
+                                        : (m - 72) << 3 | 4; /* registers; [rbx]; SIB */
                         if (m >= 72)
                             b[n + 1] = 0x03;
                         add(b, n);
@@ -166,13 +168,14 @@ static void find_legacy(void)
 
 static void find_vex(void)
 {
-    static const uint8_t modrms[] = { 0xc1, 0x03, 0x04 };
+    static const uint8_t modrms[] = {0xc1, 0x03, 0x04};
 
     for (unsigned v = 0; v < 4 * 4 * 2 * 2 * 2; v++)
         for (unsigned op = 0; op < 256; op++)
             for (unsigned m = 0; m < 24; m++) {
                 const unsigned map = v & 3, pp = v >> 2 & 3, w = v >> 4 & 1, l = v >> 5 & 1, vv = v >> 6 & 1;
-                uint8_t b[16] = { 0xc4, 0xe0 | map, w << 7 | (vv ? 15 : 13) << 3 | l << 2 | pp, op, modrms[m % 3] | m / 3 << 3 };
+                uint8_t b[16] = {0xc4, 0xe0 | map, w << 7 | (vv ? 15 : 13) << 3 | l << 2 | pp, op,
+                                 modrms[m % 3] | m / 3 << 3};
 
                 if (m % 3 == 2)
                     b[5] = 0x1b; /* base rbx, index register 3 */
@@ -183,15 +186,19 @@ static void find_vex(void)
 
 static void find_evex(void)
 {
-    static const uint8_t modrms[] = { 0xc1, 0x03, 0x04 };
+    static const uint8_t modrms[] = {0xc1, 0x03, 0x04};
 
     for (unsigned v = 0; v < 4 * 4 * 2 * 3 * 2 * 2 * 2 * 2; v++)
         for (unsigned op = 0; op < 256; op++)
             for (unsigned m = 0; m < 24; m++) {
                 const unsigned map = v & 3, pp = v >> 2 & 3, w = v >> 4 & 1, bc = v >> 5 & 1, k = v >> 6 & 1;
                 const unsigned z = v >> 7 & 1, vv = v >> 8 & 1, l = v >> 9;
-                uint8_t b[16] = { 0x62, 0xf0 | map, w << 7 | (vv ? 15 : 13) << 3 | 4 | pp,
-                                  z << 7 | l << 5 | bc << 4 | 8 | k, op, modrms[m % 3] | m / 3 << 3 };
+                uint8_t b[16] = {0x62,
+                                 0xf0 | map,
+                                 w << 7 | (vv ? 15 : 13) << 3 | 4 | pp,
+                                 z << 7 | l << 5 | bc << 4 | 8 | k,
+                                 op,
+                                 modrms[m % 3] | m / 3 << 3};
 
                 if (z && !k)
                     continue;
@@ -210,7 +217,7 @@ void forms_find(enum cpu_mode mode, struct forms *out)
     memset(&finder, 0, sizeof(finder));
     finder.mode = mode;
     finder.out = out;
-    *out = (struct forms){ 0 };
+    *out = (struct forms){0};
     find_legacy();
     find_vex();
     find_evex();
@@ -249,7 +256,7 @@ static void vary_bytes(enum cpu_mode mode, const struct form *f, uint8_t *b)
                 break;
             }
     if (m < 0xc0) {
-        static const uint8_t mods[] = { 0, 1, 2, 1 };
+        static const uint8_t mods[] = {0, 1, 2, 1};
 
         m = (m & 0x38) | mods[below(4)] << 6 | ((f->bytes[modrm] & 7) == 4 ? 4 : below(8));
     } else {
@@ -288,16 +295,16 @@ const char *row_skipped(unsigned row, enum cpu_mode mode)
     static const struct {
         const char *names, *why;
     } skips[] = {
-        { " SYSCALL SYSENTER SYSEXIT SYSRET INT INT3 INT1 INTO UD0 ", "enters the kernel" },
-        { " SGDT SIDT SLDT STR SMSW ", "the host's kernel emulates it (UMIP)" },
-        { " RDTSC RDTSCP RDPMC RDRAND RDSEED RDPID ", "differs from run to run" },
-        { " CPUID XGETBV RDMSR WRMSR HLT INVD WBINVD ", "always or often a VM exit; not the host's answer" },
-        { " LAR LSL VERR VERW LDS LES LFS LGS LSS RETF IRET IRETD IRETQ ARPL LLDT LTR ", "the host's descriptor tables" },
-        { " VMCALL VMCLEAR VMLAUNCH VMPTRLD VMPTRST VMREAD VMRESUME VMWRITE VMXOFF VMXON VMFUNC INVEPT INVVPID VMMCALL ",
-          "tests/unit has VMX" },
-        { " MONITOR MWAIT MONITORX MWAITX ", "never offered" },
-        { " IN OUT INSB INSW INSD OUTSB OUTSW OUTSD CLI STI ", "port access and IF belong to the host's kernel" },
-        { " SWAPGS WRFSBASE WRGSBASE RDFSBASE RDGSBASE ", "the host's FS base is libc's" },
+        {" SYSCALL SYSENTER SYSEXIT SYSRET INT INT3 INT1 INTO UD0 ", "enters the kernel"},
+        {" SGDT SIDT SLDT STR SMSW ", "the host's kernel emulates it (UMIP)"},
+        {" RDTSC RDTSCP RDPMC RDRAND RDSEED RDPID ", "differs from run to run"},
+        {" CPUID XGETBV RDMSR WRMSR HLT INVD WBINVD ", "always or often a VM exit; not the host's answer"},
+        {" LAR LSL VERR VERW LDS LES LFS LGS LSS RETF IRET IRETD IRETQ ARPL LLDT LTR ", "the host's descriptor tables"},
+        {" VMCALL VMCLEAR VMLAUNCH VMPTRLD VMPTRST VMREAD VMRESUME VMWRITE VMXOFF VMXON VMFUNC INVEPT INVVPID VMMCALL ",
+         "tests/unit has VMX"},
+        {" MONITOR MWAIT MONITORX MWAITX ", "never offered"},
+        {" IN OUT INSB INSW INSD OUTSB OUTSW OUTSD CLI STI ", "port access and IF belong to the host's kernel"},
+        {" SWAPGS WRFSBASE WRGSBASE RDFSBASE RDGSBASE ", "the host's FS base is libc's"},
     };
     char name[40];
 
@@ -352,7 +359,7 @@ static bool same_operand(const ZydisDecodedOperand *a, const ZydisDecodedOperand
 
 unsigned form_in_64(enum cpu_mode mode, const uint8_t *bytes, const struct decoded *d, uint8_t out[15])
 {
-    static const uint8_t prefixes[][3] = { { 0 }, { 0x67 }, { 0x66 }, { 0x66, 0x67 } };
+    static const uint8_t prefixes[][3] = {{0}, {0x67}, {0x66}, {0x66, 0x67}};
     uint8_t rest[15];
     unsigned n = 0;
 

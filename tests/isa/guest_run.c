@@ -1,6 +1,6 @@
 /* SPDX-License-Identifier: MIT
- * guest_run.c: one instruction by the interpreter's function, as a user program in long mode: 4-level paging over a copy
- * of the arena, without EPT (what the processor calls physical are addresses of this process). */
+ * guest_run.c: one instruction by the interpreter's function, as a user program in long mode: 4-level paging over a
+ * copy of the arena, without EPT (what the processor calls physical are addresses of this process). */
 #include "isa.h"
 #include <stdio.h>
 #include <stdlib.h>
@@ -38,7 +38,7 @@ static void map_arena(void)
 
 static struct segment flat(uint16_t sel, uint32_t attr)
 {
-    return (struct segment){ .sel = sel, .limit = 0xffffffff, .attr = attr };
+    return (struct segment){.sel = sel, .limit = 0xffffffff, .attr = attr};
 }
 
 void guest_mode(enum cpu_mode mode)
@@ -46,16 +46,17 @@ void guest_mode(enum cpu_mode mode)
     struct cpu_state *s = cpu_state(cpu);
     const bool native = host_has_mode(mode); /* if not: flat data, as the 64-bit code that it is compared with */
     const struct segment data = mode == MODE_COMPAT16 && native
-                                    ? (struct segment){ .sel = LDT_DATA16, .base = ARENA, .limit = 0xffff, .attr = 0xf3 }
+                                    ? (struct segment){.sel = LDT_DATA16, .base = ARENA, .limit = 0xffff, .attr = 0xf3}
                                     : flat(0x2b, 0xc0f3);
     uint16_t cs, ss;
 
     segments_for(native ? mode : MODE_64, &cs, &ss);
     s->seg[SEG_DS] = s->seg[SEG_ES] = s->seg[SEG_SS] = data;
-    s->seg[SEG_FS] = s->seg[SEG_GS] = (struct segment){ .attr = AR_UNUSABLE };
-    s->seg[SEG_CS] = mode == MODE_64        ? flat(cs, 0xa0fb)
-                     : mode == MODE_COMPAT32 ? flat(cs, 0xc0fb)
-                                             : (struct segment){ .sel = cs, .base = ARENA, .limit = 0xffff, .attr = 0xfb };
+    s->seg[SEG_FS] = s->seg[SEG_GS] = (struct segment){.attr = AR_UNUSABLE};
+    s->seg[SEG_CS] = mode == MODE_64 ? flat(cs, 0xa0fb)
+                     : mode == MODE_COMPAT32
+                         ? flat(cs, 0xc0fb)
+                         : (struct segment){.sel = cs, .base = ARENA, .limit = 0xffff, .attr = 0xfb};
     cpu_mode_changed(cpu);
 }
 
@@ -107,7 +108,7 @@ void guest_run(const struct insn *in, const struct regs *r, struct outcome *o)
         s->rip = (s->rip + in->len) & s->ip_mask;
     host_fpu_save(cpu);
 
-    *o = (struct outcome){ .vector = -1, .r.fpu = o->r.fpu };
+    *o = (struct outcome){.vector = -1, .r.fpu = o->r.fpu};
     memcpy(o->r.gpr, s->gpr, sizeof(s->gpr));
     o->r.rip = s->rip;
     o->r.rflags = cpu_get_rflags(s);

@@ -1,6 +1,6 @@
 /* SPDX-License-Identifier: MIT
- * host_run.c: one instruction on the host CPU. A breakpoint's signal frame is changed into the registers wanted, with the
- * trap flag; the step's or fault's frame holds the result. So every register, CS included, can be set and seen. */
+ * host_run.c: one instruction on the host CPU. A breakpoint's signal frame is changed into the registers wanted, with
+ * the trap flag; the step's or fault's frame holds the result. So every register, CS included, can be set and seen. */
 #include "isa.h"
 #include <asm/ldt.h>
 #include <stdio.h>
@@ -10,8 +10,8 @@
 #include <unistd.h>
 
 #define G_RIP 16 /* of glibc's gregs; insn.h took the name */
-static const int greg_of[16] = { REG_RAX, REG_RCX, REG_RDX, REG_RBX, REG_RSP, REG_RBP, REG_RSI, REG_RDI,
-                                 REG_R8,  REG_R9,  REG_R10, REG_R11, REG_R12, REG_R13, REG_R14, REG_R15 };
+static const int greg_of[16] = {REG_RAX, REG_RCX, REG_RDX, REG_RBX, REG_RSP, REG_RBP, REG_RSI, REG_RDI,
+                                REG_R8,  REG_R9,  REG_R10, REG_R11, REG_R12, REG_R13, REG_R14, REG_R15};
 bool host_repeats;
 static uint8_t *alias; /* the arena's pages, all writable */
 
@@ -97,8 +97,8 @@ static void on_signal(int sig, siginfo_t *si, void *context)
         return;
     }
     if (job.phase == RUN) {
-        if (host_repeats && uc->uc_mcontext.gregs[REG_TRAPNO] == VEC_DB && (uint64_t)uc->uc_mcontext.gregs[G_RIP] == job.in->rip &&
-            ++job.steps < MAX_STEPS)
+        if (host_repeats && uc->uc_mcontext.gregs[REG_TRAPNO] == VEC_DB &&
+            (uint64_t)uc->uc_mcontext.gregs[G_RIP] == job.in->rip && ++job.steps < MAX_STEPS)
             return; /* a string instruction goes on */
         leave(uc);
         return;
@@ -152,16 +152,16 @@ uint8_t *host_page(unsigned pg)
 
 static void ldt_entry(unsigned index, bool code)
 {
-    struct user_desc d = { .entry_number = index, .base_addr = ARENA, .limit = 0xffff, .contents = code ? 2 : 0,
-                           .useable = 1 };
+    struct user_desc d = {
+        .entry_number = index, .base_addr = ARENA, .limit = 0xffff, .contents = code ? 2 : 0, .useable = 1};
 
     syscall(SYS_modify_ldt, 1, &d, sizeof(d)); /* host_has_mode() sees whether it worked */
 }
 
 void host_signals_init(void)
 {
-    static const int sigs[] = { SIGSEGV, SIGBUS, SIGFPE, SIGILL, SIGTRAP };
-    struct sigaction sa = { .sa_sigaction = on_signal, .sa_flags = SA_SIGINFO | SA_NODEFER | SA_ONSTACK };
+    static const int sigs[] = {SIGSEGV, SIGBUS, SIGFPE, SIGILL, SIGTRAP};
+    struct sigaction sa = {.sa_sigaction = on_signal, .sa_flags = SA_SIGINFO | SA_NODEFER | SA_ONSTACK};
 
     for (unsigned i = 0; i < ARRAY_SIZE(sigs); i++)
         sigaction(sigs[i], &sa, NULL);
@@ -170,7 +170,7 @@ void host_signals_init(void)
 /* Everything below 2 GB around the arena is reserved, so that a stray access faults. */
 void host_side_init(void)
 {
-    stack_t ss = { .ss_size = 256 << 10 };
+    stack_t ss = {.ss_size = 256 << 10};
     const int fd = memfd_create("isa-arena", MFD_CLOEXEC);
 
     ss.ss_sp = mmap(NULL, ss.ss_size, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);

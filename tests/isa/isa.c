@@ -22,13 +22,14 @@ static void print_uncovered(enum cpu_mode mode, const char *prefix, const char *
     unsigned n = 0;
 
     for (unsigned row = 1; row < OP_COUNT; row++) {
-        const struct form f = { .row = row };
+        const struct form f = {.row = row};
         const char *why = row_skipped(row, mode);
 
         if (row_cases[row] || !wanted(&f, prefix, set))
             continue;
         if (!why)
-            why = op_rows[row].attrs & A_NO64 && mode == MODE_64 ? "not in 64-bit mode" : "no form decodes in this mode";
+            why =
+                op_rows[row].attrs & A_NO64 && mode == MODE_64 ? "not in 64-bit mode" : "no form decodes in this mode";
         printf("  %-18s %s\n", op_rows[row].name, why);
         n++;
     }
@@ -64,7 +65,7 @@ int main(int argc, char **argv)
 {
     const char *prefix = NULL, *set = NULL;
     enum cpu_mode mode = MODE_64;
-    struct totals total = { 0 };
+    struct totals total = {0};
     struct forms forms;
     unsigned n = 200;
     int c;
@@ -103,7 +104,8 @@ int main(int argc, char **argv)
         if (wanted(&forms.f[i], prefix, set) && !row_skipped(forms.f[i].row, mode) && !form_skipped(mode, &forms.f[i]))
             run_form(mode, &forms.f[i], cases_of(&forms, i, n), &total);
     print_uncovered(mode, prefix, set);
-    printf("%u forms found, %lu cases, %lu of them faults, %lu differ", forms.n, total.cases, total.faults, total.failures);
+    printf("%u forms found, %lu cases, %lu of them faults, %lu differ", forms.n, total.cases, total.faults,
+           total.failures);
     if (!host_has_mode(mode))
         printf("; compared with 64-bit code, %lu encodings have none", total.not_comparable);
     putchar('\n');

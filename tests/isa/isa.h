@@ -12,16 +12,17 @@
  * pages: what an operand that lies in or crosses them meets. Everything around is unmapped. */
 #define ARENA       0x20000000ull
 #define ARENA_PAGES 12
-enum arena_page { /* 16-bit code reaches all of them: below 64 KB */
-    PG_CODE,  /* readable, executable */
-    PG_NONE0,
-    PG_RW0, PG_RW1, /* readable, writable */
-    PG_NONE1,
-    PG_RO,
-    PG_NONE2,
-    PG_RW2,
-    PG_RO2, /* right behind: crossing into it faults on writes */
-    PG_NONE3
+enum arena_page {          /* 16-bit code reaches all of them: below 64 KB */
+                  PG_CODE, /* readable, executable */
+                  PG_NONE0,
+                  PG_RW0,
+                  PG_RW1, /* readable, writable */
+                  PG_NONE1,
+                  PG_RO,
+                  PG_NONE2,
+                  PG_RW2,
+                  PG_RO2, /* right behind: crossing into it faults on writes */
+                  PG_NONE3
 };
 static inline bool page_mapped(unsigned pg)
 {
@@ -46,14 +47,14 @@ struct outcome {
 
 /* ---- the two sides ---- */
 void host_side_init(void);
-void host_signals_init(void); /* after the processor's own handlers */
-extern bool host_repeats; /* RIP that stays means: not done yet */
+void host_signals_init(void);    /* after the processor's own handlers */
+extern bool host_repeats;        /* RIP that stays means: not done yet */
 uint8_t *host_page(unsigned pg); /* writable whatever the instruction may do with the page; NULL if not mapped */
 /* Registers in, one instruction (all steps of a string instruction), registers out. */
 void host_run(enum cpu_mode, const struct regs *in, struct outcome *out);
 
-/* 16 and 32-bit code can be run on this host (some virtual machines cannot). If not, an instruction is compared with the
- * 64-bit encoding of the same operation on the same operands, where there is one. */
+/* 16 and 32-bit code can be run on this host (some virtual machines cannot). If not, an instruction is compared with
+ * the 64-bit encoding of the same operation on the same operands, where there is one. */
 bool host_has_mode(enum cpu_mode);
 
 void guest_side_init(void);
@@ -86,11 +87,11 @@ uint64_t rnd_value(void);
 
 /* ---- forms: encodings that differ in more than registers and constants ---- */
 struct form {
-    uint16_t row;       /* enum op */
+    uint16_t row; /* enum op */
     uint16_t mnemonic;
     uint64_t signature;
-    uint64_t group;     /* row, length and operand kinds: forms of a group share the number of cases */
-    uint8_t len;        /* of the pattern up to ModRM, with room for operand bytes after it */
+    uint64_t group; /* row, length and operand kinds: forms of a group share the number of cases */
+    uint8_t len;    /* of the pattern up to ModRM, with room for operand bytes after it */
     uint8_t bytes[15];
 };
 struct forms {
@@ -104,7 +105,8 @@ struct decoded {
 };
 bool form_decode(enum cpu_mode, const uint8_t *bytes, struct decoded *);
 uint64_t form_signature(const struct decoded *);
-/* Another encoding of the same form: other registers, addressing, immediates. False: none found, bytes is the pattern. */
+/* Another encoding of the same form: other registers, addressing, immediates. False: none found, bytes is the pattern.
+ */
 bool form_vary(enum cpu_mode, const struct form *, uint8_t bytes[15], struct decoded *);
 const char *form_skipped(enum cpu_mode, const struct form *); /* the same for one form */
 /* The 64-bit encoding of the same operation; its length, or 0: none. */

@@ -1,6 +1,6 @@
 /* SPDX-License-Identifier: MIT
- * test_state.c: what the host cannot be asked: #NM and #UD by control bits, formats of other modes, the border between the
- * guest's vector state and C code. */
+ * test_state.c: what the host cannot be asked: #NM and #UD by control bits, formats of other modes, the border between
+ * the guest's vector state and C code. */
 #include <stdarg.h>
 #include <setjmp.h>
 #include <stdlib.h>
@@ -30,7 +30,7 @@ static void start(void)
 static int execute(enum cpu_mode mode, const void *bytes, unsigned n)
 {
     struct insn in;
-    uint8_t buf[15] = { 0 };
+    uint8_t buf[15] = {0};
 
     memcpy(buf, bytes, n);
     host_fpu_save(guest_cpu());
@@ -40,17 +40,17 @@ static int execute(enum cpu_mode mode, const void *bytes, unsigned n)
 }
 
 /* SDM 3A, "Emulation of the FPU/SIMD Instructions"; SDM 2A, "SIMD Floating-Point Exceptions" tables. */
-#define X87   "\xd9\xe8"                 /* fld1 */
-#define WAIT  "\x9b"
-#define MMX   "\x0f\xfc\xc0"             /* paddb mm0, mm0 */
-#define SSE   "\x66\x0f\xfc\xc0"         /* paddb xmm0, xmm0 */
-#define VEX   "\xc5\xf9\xfc\xc0"         /* vpaddb xmm0, xmm0, xmm0 */
-#define EVEX  "\x62\xf1\x7d\x48\xfe\xc0" /* vpaddd zmm0, zmm0, zmm0 */
-#define KOP   "\xc5\xfc\x47\xc0"         /* kxorw k0, k0, k0 */
-#define FXS   "\x0f\xae\x00"             /* fxsave [rax] */
-#define XSV   "\x0f\xae\x20"             /* xsave [rax] */
-#define LDM   "\x0f\xae\x10"             /* ldmxcsr [rax] */
-#define GATH  "\xc4\xe2\x69\x90\x04\x08" /* vpgatherdd xmm0, [rax+xmm1], xmm2 */
+#define X87  "\xd9\xe8" /* fld1 */
+#define WAIT "\x9b"
+#define MMX  "\x0f\xfc\xc0"             /* paddb mm0, mm0 */
+#define SSE  "\x66\x0f\xfc\xc0"         /* paddb xmm0, xmm0 */
+#define VEX  "\xc5\xf9\xfc\xc0"         /* vpaddb xmm0, xmm0, xmm0 */
+#define EVEX "\x62\xf1\x7d\x48\xfe\xc0" /* vpaddd zmm0, zmm0, zmm0 */
+#define KOP  "\xc5\xfc\x47\xc0"         /* kxorw k0, k0, k0 */
+#define FXS  "\x0f\xae\x00"             /* fxsave [rax] */
+#define XSV  "\x0f\xae\x20"             /* xsave [rax] */
+#define LDM  "\x0f\xae\x10"             /* ldmxcsr [rax] */
+#define GATH "\xc4\xe2\x69\x90\x04\x08" /* vpgatherdd xmm0, [rax+xmm1], xmm2 */
 
 static const struct control_case {
     const char *bytes;
@@ -58,7 +58,10 @@ static const struct control_case {
     uint64_t cr0_set, cr0_clear, cr4_clear, xcr0;
     int vector;
 } control_cases[] = {
-#define CASE(bytes, set, clear, cr4, xcr0, vector) { bytes, sizeof(bytes) - 1, set, clear, cr4, xcr0, vector }
+#define CASE(bytes, set, clear, cr4, xcr0, vector)              \
+    {                                                           \
+        bytes, sizeof(bytes) - 1, set, clear, cr4, xcr0, vector \
+    }
     CASE(X87, 0, 0, 0, 7, -1),
     CASE(X87, CR0_TS, 0, 0, 7, VEC_NM),
     CASE(X87, CR0_EM, 0, 0, 7, VEC_NM),
@@ -129,8 +132,8 @@ static void no_vex_in_real_mode(void **state)
     assert_int_equal(insn_decode((const uint8_t *)SSE, 4, MODE_REAL, &in), 0);
 }
 
-/* FNSTENV's real-address format (SDM 1, figure "Real Mode x87 FPU State Image in Memory, 16-Bit Format"). Paging is off:
- * linear addresses are this process's, where the host's side of the arena lies. */
+/* FNSTENV's real-address format (SDM 1, figure "Real Mode x87 FPU State Image in Memory, 16-Bit Format"). Paging is
+ * off: linear addresses are this process's, where the host's side of the arena lies. */
 static void environment_in_real_mode(void **state)
 {
     struct cpu_state *s = cpu_state(guest_cpu());
@@ -141,7 +144,7 @@ static void environment_in_real_mode(void **state)
     s->cr0 &= ~(CR0_PE | CR0_PG);
     s->efer = 0;
     for (unsigned i = 0; i < 6; i++)
-        s->seg[i] = (struct segment){ .sel = 0x1234, .base = ARENA + PG_RW0 * PAGE_SIZE, .limit = 0xffff, .attr = 0x93 };
+        s->seg[i] = (struct segment){.sel = 0x1234, .base = ARENA + PG_RW0 * PAGE_SIZE, .limit = 0xffff, .attr = 0x93};
     cpu_mode_changed(guest_cpu());
     assert_int_equal(s->mode, MODE_REAL);
     regs.rip = 0x5678;
@@ -159,7 +162,8 @@ static void environment_in_real_mode(void **state)
     s->efer = EFER_SCE | EFER_LME | EFER_LMA | EFER_NXE;
 }
 
-/* C code finds its own control words and an empty x87 stack, whatever the guest did; the guest finds its state again. */
+/* C code finds its own control words and an empty x87 stack, whatever the guest did; the guest finds its state again.
+ */
 static void border(void **state)
 {
     uint32_t mxcsr = MXCSR_INIT | 0x6000, after = 0;
