@@ -109,6 +109,28 @@ int native_check_aligned(struct cpu *, enum seg_reg, gva_t ea, unsigned mask, un
 /* A copy's result as a status. */
 int native_raise(struct cpu *, int result);
 bool native_owns(uint64_t host_rip); /* native_encode.c */
+
+/* The instruction for a translator: with the guest's general registers in host registers of the translator's choice and
+ * the memory operand at [base]. Register numbers are those of encodings. */
+struct native_map {
+    uint8_t host[16]; /* by guest register; above 15: in scratch */
+    uint8_t scratch, base;
+};
+struct native_code {
+    uint8_t b[20], n;
+    uint8_t load, store; /* guest register that scratch holds before, and that gets it afterwards; REG_NONE */
+};
+int native_recode(const struct insn *, const struct native_map *, struct native_code *); /* 0; -1: not possible */
+
+/* FOP: low bits of the opcode and ModRM as the guest wrote them. No prefix is in D8-DF. */
+static inline uint16_t x87_opcode(const struct insn *in)
+{
+    const uint8_t *b = in->bytes;
+
+    while ((*b & 0xf8) != 0xd8)
+        b++;
+    return (b[0] & 7) << 8 | b[1];
+}
 static inline void fpu_done(struct cpu *cpu)
 {
 #ifdef ANYKVM_FPU_EAGER

@@ -109,16 +109,6 @@ int native_fault(struct cpu *cpu, int sig, void *siginfo, void *ucontext)
     return 1;
 }
 
-/* FOP: low bits of the opcode and ModRM as the guest wrote them. No prefix is in D8-DF. */
-static uint16_t x87_opcode(const struct insn *in)
-{
-    const uint8_t *b = in->bytes;
-
-    while ((*b & 0xf8) != 0xd8)
-        b++;
-    return (b[0] & 7) << 8 | b[1];
-}
-
 /* x87 last-instruction pointers (SDM 1, "x87 FPU Instruction and Data (Operand) Pointers"). */
 static void x87_pointers(struct cpu *cpu, const struct native *n, const struct insn *in)
 {

@@ -242,66 +242,97 @@ static bool gpr_width_by_w(ZydisMnemonic m)
            m == ZYDIS_MNEMONIC_VCVTUSI2SD;
 }
 
-/* Prefixes and opcode of the copy up to ModRM. gpr_reg, gpr_rm: these ModRM fields name renamed general registers. */
-static void put_prefixes(struct code *c, const struct form *f, bool gpr_reg, bool gpr_rm)
+/* What the copy names instead of the guest's operands. */
+struct rename {
+    bool gpr_reg, gpr_rm; /* ModRM's fields name general registers ... */
+    uint8_t reg, rm;      /* ... that become these; with a memory operand, rm is its base (not xSP, xBP, R12 or R13) */
+};
+
+static void find_gprs(const struct form *f, struct rename *r)
+{
+    for (unsigned i = 0; i < f->zi->operand_count; i++) {
+        if (f->ops[i].encoding == ZYDIS_OPERAND_ENCODING_MODRM_REG)
+            r->gpr_reg |= is_gpr(&f->ops[i]);
+        if (f->ops[i].encoding == ZYDIS_OPERAND_ENCODING_MODRM_RM)
+            r->gpr_rm |= is_gpr(&f->ops[i]);
+    }
+}
+
+static void put_rex(struct code *c, const struct form *f, const struct rename *r, uint8_t rex)
+{
+    if (f->mem || r->gpr_rm)
+        rex = (rex & ~3) | r->rm >> 3; /* X, B */
+    if (r->gpr_reg)
+        rex = (rex & ~4) | r->reg >> 3 << 2;
+    if (rex)
+        PUT(c, 0x40 | rex);
+}
+
+/* n bytes of VEX or EVEX prefix */
+static void put_vex(struct code *c, const struct form *f, const struct rename *r, const uint8_t *b, unsigned n)
+{
+    const bool evex = n == 4, base = f->mem || r->gpr_rm;
+    uint8_t p[4] = {0};
+
+    memcpy(p, b, n);
+    if (n == 2 && base && r->rm & 8) { /* only the long form has B */
+        p[2] = p[1] & 0x7f;
+        p[1] = (p[1] & 0x80) | 0x61;
+        p[0] = 0xc4;
+        n = 3;
+    }
+    if (f->in->mode != MODE_64) { /* bits that only 64-bit mode has: no register above 7 */
+        p[1] |= n == 2 ? 0x80 : evex ? 0xf0 : 0xe0;
+        p[n == 2 ? 1 : 2] |= 0x40;
+        if (evex)
+            p[3] |= 8;
+        if (n > 2 && (r->gpr_reg || r->gpr_rm || (f->mem && gpr_width_by_w(f->zi->mnemonic))))
+            p[2] &= 0x7f;
+    }
+    if (n > 2 && base) /* X, B, inverted */
+        p[1] = (p[1] & ~0x20) | 0x40 | (r->rm & 8 ? 0 : 0x20);
+    if (r->gpr_reg)
+        p[1] = (p[1] & ~0x80) | (r->reg & 8 ? 0 : 0x80) | (evex ? 0x10 : 0);
+    put(c, p, n);
+}
+
+/* Prefixes and opcode of the copy up to ModRM. */
+static void put_prefixes(struct code *c, const struct form *f, const struct rename *r)
 {
     const ZydisDecodedInstruction *zi = f->zi;
-    const bool m64 = f->in->mode == MODE_64, mem = f->mem != NULL;
     const uint8_t *b = f->in->bytes;
     unsigned i;
 
     for (i = 0; i < zi->raw.prefix_count; i++)
         if (b[i] == 0x66 || b[i] == 0xf2 || b[i] == 0xf3)
             PUT(c, b[i]);
-    if (zi->encoding == ZYDIS_INSTRUCTION_ENCODING_LEGACY && m64 && i && (b[i - 1] & 0xf0) == 0x40) {
-        uint8_t rex = b[i - 1];
-
-        if (mem || gpr_rm)
-            rex &= ~3; /* X, B */
-        if (gpr_reg)
-            rex &= ~4;
-        PUT(c, rex);
-    }
     if (zi->encoding == ZYDIS_INSTRUCTION_ENCODING_VEX || zi->encoding == ZYDIS_INSTRUCTION_ENCODING_EVEX) {
-        const bool evex = zi->encoding == ZYDIS_INSTRUCTION_ENCODING_EVEX;
-        const unsigned n = evex ? 4 : zi->raw.vex.size;
-        uint8_t p[4] = {0};
+        const unsigned n = zi->encoding == ZYDIS_INSTRUCTION_ENCODING_EVEX ? 4 : zi->raw.vex.size;
 
-        memcpy(p, b + i, n);
+        put_vex(c, f, r, b + i, n);
         i += n;
-        if (!m64) { /* bits that only 64-bit mode has: no register above 7 */
-            p[1] |= n == 2 ? 0x80 : evex ? 0xf0 : 0xe0;
-            p[n == 2 ? 1 : 2] |= 0x40;
-            if (evex)
-                p[3] |= 8;
-            if (n > 2 && (gpr_reg || gpr_rm || (mem && gpr_width_by_w(zi->mnemonic))))
-                p[2] &= 0x7f;
-        }
-        if (n > 2 && (mem || gpr_rm))
-            p[1] |= 0x60; /* X, B, inverted */
-        if (gpr_reg)
-            p[1] |= evex ? 0x90 : 0x80;
-        put(c, p, n);
+    } else {
+        put_rex(c, f, r, f->in->mode == MODE_64 && i && (b[i - 1] & 0xf0) == 0x40 ? b[i - 1] & 15 : 0);
     }
     put(c, b + i, zi->raw.modrm.offset ? zi->raw.modrm.offset - i : f->in->len - i);
 }
 
-/* The copied instruction: same opcode and immediates; [rsi] for memory, rax and rcx for general registers. */
-static void put_copy(struct code *c, const struct form *f, bool gpr_reg, bool gpr_rm)
+/* The copied instruction: same opcode and immediates, renamed operands. */
+static void put_copy(struct code *c, const struct form *f, const struct rename *r)
 {
     const ZydisDecodedInstruction *zi = f->zi;
     uint8_t modrm;
 
-    put_prefixes(c, f, gpr_reg, gpr_rm);
+    put_prefixes(c, f, r);
     if (!zi->raw.modrm.offset)
         return;
     modrm = f->in->bytes[zi->raw.modrm.offset];
-    if (gpr_reg)
-        modrm &= 0xc7; /* rax */
+    if (r->gpr_reg)
+        modrm = (modrm & 0xc7) | (r->reg & 7) << 3;
     if (f->mem)
-        modrm = (modrm & 0x38) | 6;
-    else if (gpr_rm)
-        modrm = (modrm & 0xf8) | (gpr_reg ? 1 : 0);
+        modrm = (modrm & 0x38) | (r->rm & 7);
+    else if (r->gpr_rm)
+        modrm = (modrm & 0xf8) | (r->rm & 7);
     PUT(c, modrm);
     for (unsigned i = 0; i < 2; i++)
         if (zi->raw.imm[i].size)
@@ -317,17 +348,11 @@ static bool build(const struct form *f, struct code *c)
         uint8_t host, guest;
         bool read, written;
     } g[ZYDIS_MAX_OPERAND_COUNT];
+    struct rename r = {.reg = R_RAX};
     unsigned n = 0;
-    bool gpr_reg = false, gpr_rm = false;
 
-    for (unsigned i = 0; i < zi->operand_count; i++) {
-        const ZydisDecodedOperand *op = &f->ops[i];
-
-        if (op->encoding == ZYDIS_OPERAND_ENCODING_MODRM_REG)
-            gpr_reg |= is_gpr(op);
-        if (op->encoding == ZYDIS_OPERAND_ENCODING_MODRM_RM)
-            gpr_rm |= is_gpr(op);
-    }
+    find_gprs(f, &r);
+    r.rm = f->mem ? R_RSI : r.gpr_reg ? R_RCX : R_RAX;
     for (unsigned i = 0; i < zi->operand_count; i++) {
         const ZydisDecodedOperand *op = &f->ops[i];
 
@@ -342,7 +367,7 @@ static bool build(const struct form *f, struct code *c)
         if (op->encoding == ZYDIS_OPERAND_ENCODING_MODRM_REG)
             g[n].host = R_RAX;
         else if (op->encoding == ZYDIS_OPERAND_ENCODING_MODRM_RM)
-            g[n].host = gpr_reg ? R_RCX : R_RAX;
+            g[n].host = r.rm;
         else if (g[n].guest > R_RDX)
             return false;
         g[n].read = true; /* also where only a part is written */
@@ -354,7 +379,7 @@ static bool build(const struct form *f, struct code *c)
     for (unsigned i = 0; i < n; i++)
         if (g[i].read)
             put_load_gpr(c, g[i].host, g[i].guest);
-    put_copy(c, f, gpr_reg, gpr_rm);
+    put_copy(c, f, &r);
     if (row->must | row->may)
         put_store_flags(c);
     for (unsigned i = 0; i < n; i++)
@@ -489,11 +514,37 @@ static bool x87_no_wait(ZydisMnemonic m)
            m == ZYDIS_MNEMONIC_FNINIT;
 }
 
+/* #MF and #XM; the classes are those of SDM 2A, "Exceptions Type". */
+static bool may_trap(const struct form *f)
+{
+    switch (f->zi->meta.exception_class) {
+    case ZYDIS_EXCEPTION_CLASS_SSE4:
+    case ZYDIS_EXCEPTION_CLASS_SSE5:
+    case ZYDIS_EXCEPTION_CLASS_SSE7:
+    case ZYDIS_EXCEPTION_CLASS_AVX4:
+    case ZYDIS_EXCEPTION_CLASS_AVX5:
+    case ZYDIS_EXCEPTION_CLASS_AVX7:
+    case ZYDIS_EXCEPTION_CLASS_AVX8:
+    case ZYDIS_EXCEPTION_CLASS_E4:
+    case ZYDIS_EXCEPTION_CLASS_E4NF:
+    case ZYDIS_EXCEPTION_CLASS_E5:
+    case ZYDIS_EXCEPTION_CLASS_E5NF:
+    case ZYDIS_EXCEPTION_CLASS_E7NM:
+    case ZYDIS_EXCEPTION_CLASS_E7NM128:
+    case ZYDIS_EXCEPTION_CLASS_K20:
+    case ZYDIS_EXCEPTION_CLASS_K21:
+        return uses_class(f, ZYDIS_REGCLASS_MMX);
+    default:
+        return true;
+    }
+}
+
 static void set_operands(struct native *n, const struct form *f)
 {
     const ZydisDecodedInstruction *zi = f->zi;
 
     n->class = class_of(f);
+    n->traps = may_trap(f);
     n->key_mask = native_keys[n->class][0];
     n->key_want = native_keys[n->class][1];
     if (f->mem) {
@@ -666,23 +717,95 @@ static const ZydisDecoder *decoder_for(enum cpu_mode mode)
     return &decoders[mode == MODE_64 ? 0 : mode == MODE_PROT32 || mode == MODE_COMPAT32 ? 1 : 2];
 }
 
+static bool decode(struct form *f, ZydisDecodedInstruction *zi, ZydisDecodedOperand *ops)
+{
+    const struct insn *in = f->in;
+
+    f->zi = zi;
+    f->ops = ops;
+    if (!ZYAN_SUCCESS(ZydisDecoderDecodeFull(decoder_for(in->mode), in->bytes, in->len, zi, ops)))
+        return false;
+    for (unsigned i = 0; i < zi->operand_count_visible; i++)
+        if (ops[i].type == ZYDIS_OPERAND_TYPE_MEMORY)
+            f->mem = &ops[i];
+    return true;
+}
+
 int native_prepare(struct insn *in)
 {
     ZydisDecodedInstruction zi;
     ZydisDecodedOperand ops[ZYDIS_MAX_OPERAND_COUNT];
-    struct form f = {.zi = &zi, .ops = ops, .in = in};
+    struct form f = {.in = in};
 
     in->native = NULL;
     pthread_mutex_lock(&lock);
-    if (ZYAN_SUCCESS(ZydisDecoderDecodeFull(decoder_for(in->mode), in->bytes, in->len, &zi, ops))) {
+    if (decode(&f, &zi, ops)) {
         const bool real = in->mode == MODE_REAL || in->mode == MODE_V86;
 
-        for (unsigned i = 0; i < zi.operand_count_visible; i++)
-            if (ops[i].type == ZYDIS_OPERAND_TYPE_MEMORY)
-                f.mem = &ops[i];
         if (form_offered(&f) && !(in->pfx & PFX_LOCK) && !(real && zi.encoding != ZYDIS_INSTRUCTION_ENCODING_LEGACY))
             in->native = find(&f);
     }
     pthread_mutex_unlock(&lock);
     return in->native ? 0 : -1;
+}
+
+/* ---- for translators ---- */
+
+/* One general register of the guest by its host register, or by the scratch register. false: a second one for scratch.
+ */
+static bool place(const struct native_map *m, struct native_code *out, const ZydisDecodedOperand *op, bool fixed,
+                  uint8_t *host)
+{
+    const uint8_t guest = ZydisRegisterGetId(op->reg.value);
+
+    *host = m->host[guest];
+    if (*host < 16 && (!fixed || *host == guest))
+        return true;
+    *host = m->scratch;
+    if ((fixed && m->scratch != guest) || out->load != REG_NONE || out->store != REG_NONE)
+        return false;
+    out->load = guest; /* also where only a part is written */
+    if (op->actions & ZYDIS_OPERAND_ACTION_MASK_WRITE)
+        out->store = guest;
+    return true;
+}
+
+int native_recode(const struct insn *in, const struct native_map *m, struct native_code *out)
+{
+    ZydisDecodedInstruction zi;
+    ZydisDecodedOperand ops[ZYDIS_MAX_OPERAND_COUNT];
+    struct form f = {.in = in};
+    struct rename r = {0};
+    struct code c = {.n = 0};
+    uint8_t host;
+    bool ok;
+
+    out->load = out->store = REG_NONE;
+    pthread_mutex_lock(&lock);
+    ok = decode(&f, &zi, ops);
+    pthread_mutex_unlock(&lock);
+    if (!ok)
+        return -1;
+    find_gprs(&f, &r);
+    for (unsigned i = 0; i < zi.operand_count; i++) {
+        const bool reg = ops[i].encoding == ZYDIS_OPERAND_ENCODING_MODRM_REG,
+                   rm = ops[i].encoding == ZYDIS_OPERAND_ENCODING_MODRM_RM;
+
+        if (!is_gpr(&ops[i]))
+            continue;
+        if (!place(m, out, &ops[i], !reg && !rm, &host))
+            return -1;
+        if (reg)
+            r.reg = host;
+        if (rm)
+            r.rm = host;
+    }
+    if (f.mem)
+        r.rm = m->base;
+    put_copy(&c, &f, &r);
+    if (c.n > sizeof(out->b))
+        return -1;
+    memcpy(out->b, c.b, c.n);
+    out->n = c.n;
+    return 0;
 }

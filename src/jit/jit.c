@@ -252,6 +252,7 @@ static uint64_t slow_insn(struct jit *j, const struct jit_desc *d)
     s->rip = s->hot_spare[HOT_PAGE] + (int64_t)d->disp;
     if (d->size)
         gva = access_address(cpu, in);
+    j->slow_ops[in->op]++;
     st = in->fn(cpu, in);
     cpu->counters[CC_insns]++;
     if (likely(st == CPU_OK)) {
@@ -315,6 +316,7 @@ static int jit_init(struct cpu *cpu)
     cpu->engine_data = j;
     if (cache_init(j) < 0)
         return -1;
+    slow_stat_add(j);
     return 0;
 }
 
@@ -324,6 +326,7 @@ static void jit_destroy(struct cpu *cpu)
 
     if (!j)
         return;
+    slow_stat_remove(j);
     cache_destroy(j);
     flat_destroy(cpu);
     free(j);

@@ -100,6 +100,8 @@ struct jit {
     unsigned salt_victim;
     int status;                   /* why translated code was left */
     uint64_t resets, translated_blocks, translated_bytes;
+    uint64_t slow_ops[OP_COUNT];  /* slow paths by row (slow_stat.c) */
+    struct jit *next_live;
 };
 
 /* hot words of the state (state.def, hot_spare) */
@@ -118,6 +120,9 @@ int cache_init(struct jit *);
 void cache_destroy(struct jit *);
 void cache_reset(struct jit *);
 void cache_trampolines(struct jit *);
+/* slow_stat.c */
+void slow_stat_add(struct jit *);
+void slow_stat_remove(struct jit *);
 /* translate.c: a guarded link is made: the imm32 of its comparison is at patch */
 void link_cross(struct jit *, uint32_t patch, uint64_t gen, uint64_t target);
 /* translate.c: NULL when the cache is full */

@@ -12,6 +12,8 @@ extern const uint8_t tr_host_reg[16]; /* guest register -> host register, H_NONE
 
 struct tr_stub { /* out of line: ecx = descriptor; jump to slow */
     uint32_t desc;
+    uint8_t edge;     /* first: an address in T0 whose bits under this mask are 0 goes back to ... */
+    uint8_t *back;
     uint8_t *from[4]; /* 32-bit displacements that lead here */
     unsigned nfrom;
 };
@@ -59,6 +61,8 @@ void tr_goto(struct tr *, int32_t disp);
 void tr_goto_reg(struct tr *);
 
 /* ---- tr_mem.c ---- */
+/* T0 = offset of the memory operand in its segment, for a form that tr_address() emits; T1 is lost */
+void tr_ea(struct tr *);
 /* T0 = linear address of the memory operand. false: a form that is not emitted. */
 bool tr_address(struct tr *);
 /* T0 = host address for size bytes, checked for reading (or writing, which implies reading); T1 is lost. Out of line: the slow path. */
@@ -67,6 +71,10 @@ void tr_check(struct tr *, unsigned size, bool write);
 bool tr_mem(struct tr *, unsigned size, bool write, struct rm *rm);
 /* operand n as a register or state word of the guest register */
 struct rm tr_reg_rm(unsigned guest_reg);
+
+/* ---- tr_vec.c: rows whose function is in_native ---- */
+bool tr_vec_wanted(const struct insn *, uint32_t key);
+tr_fn tr_vec;
 
 /* ---- the rest ---- */
 tr_fn tr_none;

@@ -32,6 +32,11 @@ static void address_offset(struct tr *t, const struct insn *in)
     e_op(&t->e, wide ? EF_W : 0, 0, 0x8d, T0, ea); /* lea: a 32-bit one zero-extends, as 32-bit addresses do */
 }
 
+void tr_ea(struct tr *t)
+{
+    address_offset(t, t->in);
+}
+
 bool tr_address(struct tr *t)
 {
     const struct insn *in = t->in;
@@ -49,7 +54,24 @@ bool tr_address(struct tr *t)
     return true;
 }
 
-/* An access over two pages goes to the slow path. Without flags to spare, every unaligned one does. */
+/* Without flags: the last size bytes of a page (for sizes that are no power of two, the last 16) are looked at again out of
+ * line, where an aligned access is sent back. */
+static void check_crossing_no_flags(struct tr *t, unsigned size)
+{
+    const unsigned align = size & (size - 1) ? 15 : size - 1;
+    const unsigned mask = (PAGE_SIZE - 1) & ~align;
+    struct tr_stub *s = tr_stub_new(t, tr_slow(t)->desc);
+    struct emit *e = &t->e;
+
+    e_mov_imm32(e, T1, mask);
+    e_pext(e, T1, T0, rm_reg(T1));
+    e_lea(e, T1, rm_mem(T1, -(int32_t)(mask / (align + 1))));
+    tr_jrcxz_stub(t, s);
+    s->edge = align;
+    s->back = e->w;
+}
+
+/* An access over two pages goes to the slow path. */
 static void check_crossing(struct tr *t, unsigned size)
 {
     struct emit *e = &t->e;
@@ -57,11 +79,7 @@ static void check_crossing(struct tr *t, unsigned size)
     if (size == 1)
         return;
     if (t->flags_live) {
-        e_mov_imm32(e, T1, size - 1);
-        e_vex(e, 2, 2, true, 0xf5, T1, T0, rm_reg(T1)); /* pext rcx, r14, rcx: the low bits */
-        e1(e, 0xe3);                                    /* jrcxz over the jump */
-        e1(e, 5);
-        tr_jmp_stub(t, tr_slow(t));
+        check_crossing_no_flags(t, size);
         return;
     }
     if (size <= 8) {

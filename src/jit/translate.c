@@ -104,8 +104,16 @@ static void place_stubs(struct tr *t, uint32_t first_site)
         at[i] = offset(t, t->e.w);
         for (unsigned k = 0; k < s->nfrom; k++)
             e_fix32(&t->e, s->from[k], t->e.w);
+        if (s->edge) {
+            e_mov_imm32(&t->e, T1, s->edge);
+            e_pext(&t->e, T1, T0, rm_reg(T1));
+            e1(&t->e, 0xe3); /* jrcxz over the slow path's jump */
+            e1(&t->e, 10);
+        }
         e_mov_imm32(&t->e, T1, s->desc);
         e_jmp(&t->e, (uint64_t)(t->j->rx + t->j->slow));
+        if (s->edge)
+            e_jmp(&t->e, (uint64_t)s->back + t->e.bias);
     }
     for (uint32_t i = first_site; i < t->j->nsite; i++)
         t->j->site[i].stub = at[t->j->site[i].stub];
@@ -279,7 +287,7 @@ static void emit_interpreted(struct tr *t)
 
 static void emit_one(struct tr *t)
 {
-    tr_fn *fn = tr_table[t->in->op];
+    tr_fn *fn = t->in->native ? tr_vec : tr_table[t->in->op];
     uint8_t *start = t->e.w;
     const unsigned nstub = t->nstub, nshorts = t->nshorts;
     const uint32_t ndesc = t->j->ndesc, nsite = t->j->nsite;
@@ -327,7 +335,7 @@ static struct jit_page *page_of(struct jit *j, struct block *b, uint32_t key)
 static bool needs_fpu(const struct block *b)
 {
     for (unsigned i = 0; i < b->n; i++)
-        if ((op_rows[b->insn[i].op].attrs & A_VEC) && tr_table[b->insn[i].op])
+        if (tr_vec_wanted(&b->insn[i], b->key))
             return true;
     return false;
 }

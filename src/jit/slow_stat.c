@@ -1,0 +1,73 @@
+/* SPDX-License-Identifier: MIT
+ * slow_stat.c: with ANYKVM_STAT=1, which rows of instructions took the slow path most: printed when the process ends.
+ */
+#include "jit.h"
+#include <pthread.h>
+#include <stdio.h>
+#include <stdlib.h>
+
+#define TOP 20
+
+static pthread_mutex_t lock = PTHREAD_MUTEX_INITIALIZER;
+static struct jit *live;
+static uint64_t gone[OP_COUNT]; /* counted by cpus that no longer exist */
+
+static void print(void)
+{
+    uint64_t sum[OP_COUNT], all = 0;
+
+    pthread_mutex_lock(&lock);
+    memcpy(sum, gone, sizeof(sum));
+    for (const struct jit *j = live; j; j = j->next_live) /* the process ends: other threads may still count */
+        for (unsigned op = 0; op < OP_COUNT; op++)
+            sum[op] += j->slow_ops[op];
+    pthread_mutex_unlock(&lock);
+    for (unsigned op = 0; op < OP_COUNT; op++)
+        all += sum[op];
+    if (all)
+        fprintf(stderr, "slow paths of translated code: %llu\n", (unsigned long long)all);
+    for (unsigned n = 0; n < TOP && all; n++) {
+        unsigned most = 0;
+
+        for (unsigned op = 1; op < OP_COUNT; op++)
+            if (sum[op] > sum[most])
+                most = op;
+        if (!sum[most])
+            break;
+        fprintf(stderr, "  %-40s %20llu\n", op_rows[most].name, (unsigned long long)sum[most]);
+        sum[most] = 0;
+    }
+}
+
+static void init_once(void)
+{
+    const char *wish = getenv("ANYKVM_STAT");
+
+    if (wish && *wish && strcmp(wish, "0"))
+        atexit(print);
+}
+
+void slow_stat_add(struct jit *j)
+{
+    static pthread_once_t once = PTHREAD_ONCE_INIT;
+
+    pthread_once(&once, init_once);
+    pthread_mutex_lock(&lock);
+    j->next_live = live;
+    live = j;
+    pthread_mutex_unlock(&lock);
+}
+
+void slow_stat_remove(struct jit *j)
+{
+    struct jit **link = &live;
+
+    pthread_mutex_lock(&lock);
+    while (*link && *link != j)
+        link = &(*link)->next_live;
+    if (*link)
+        *link = j->next_live;
+    for (unsigned op = 0; op < OP_COUNT; op++)
+        gone[op] += j->slow_ops[op];
+    pthread_mutex_unlock(&lock);
+}
