@@ -91,6 +91,7 @@ struct native {
     uint8_t elems, elem_size; /* ... elements in memory */
     uint8_t mask_elems;       /* ... and bits of the mask, folded on them */
     uint8_t x87;              /* NX_* */
+    bool traps;               /* #MF or #XM may come from it, whatever its operands are */
     bool waits;               /* a pending x87 exception comes first */
     native_fn *get_mask;      /* stores 8 bytes to mem */
     struct native_vsib *vsib; /* gathers, scatters and MASKMOV: in_vsib.c */
