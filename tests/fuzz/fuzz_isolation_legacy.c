@@ -16,48 +16,58 @@ __asm__(
                                                 VAR_SEGBASE) ", %cx; and $0xffff, %ecx; or %eax, %ecx\n"
                                                              "mov %ecx, %eax; mov %ax, 0x8032; shr $16, %eax; mov %al, "
                                                              "0x8034; mov %ah, 0x8037; mov $0x33, %eax; mov %eax, %fs\n"
-                                                             "1: mov " STR(VAR_BASE) ", %ebx; sub %ecx, %ebx; mov "
-                                                                                     "$" STR(
-                                                                                         SITE_GVA) ", %eax; jmp *%eax\n"
-                                                                                                   "ok32: incl " STR(
-                                                                                                       VAR_OK) "; jmp "
-                                                                                                               "next32"
-                                                                                                               "\n"
-                                                                                                               "finishe"
-                                                                                                               "d32: "
-                                                                                                               "out "
-                                                                                                               "%al, "
-                                                                                                               "$0x10; "
-                                                                                                               "jmp "
-                                                                                                               "finishe"
-                                                                                                               "d32\n"
-                                                                                                               ".globl "
-                                                                                                               "iso_"
-                                                                                                               "common3"
-                                                                                                               "2\niso_"
-                                                                                                               "common3"
-                                                                                                               "2: "
-                                                                                                               "xchg "
-                                                                                                               "%eax, "
-                                                                                                               "(%esp);"
-                                                                                                               " incl"
-                                                                                                               " " STR(
-                                                                                                                   COUNTS) "(,%eax,8)\n"
-                                                                                                                           "movl $next32 - iso_loop32 + " STR(
-                                                                                                                               LOOP_GVA) ", 8(%esp); pop %eax; add $4, %esp; iretl\n"
-                                                                                                                                         "iso_loop32_end:\n.globl iso_ok32\niso_ok32 = ok32\n"
-                                                                                                                                         ".code16\n.globl iso_loop16, iso_loop16_end\niso_loop16:\n"
-                                                                                                                                         "next16: mov $" STR(STACK_GVA) ", %sp; mov " STR(VAR_TOP) ", %eax; cmp " STR(
-                                                                                                                                             VAR_END) ", %eax; jae finished16\n"
-                                                                                                                                                      "mov %eax, %ecx; add " STR(VAR_STRIDE) ", %ecx; mov %ecx, " STR(
-                                                                                                                                                          VAR_TOP) "\n"
-                                                                                                                                                                   "shl $16, %eax; mov " STR(VAR_BASE) ", %ebx; or %eax, %ebx; mov $" STR(
-                                                                                                                                                                       SITE_GVA) ", %ax; jmp *%ax\n"
-                                                                                                                                                                                 "ok16: incl " STR(
-                                                                                                                                                                                     VAR_OK) "; jmp next16\n"
-                                                                                                                                                                                             "finished16: out %al, $0x10; jmp finished16\n"
-                                                                                                                                                                                             "iso_loop16_end:\n.globl iso_ok16\niso_ok16 = ok16\n"
-                                                                                                                                                                                             ".code64\n.popsection\n");
+                                                             "1: mov " STR(
+                                                                 VAR_BASE) ", %ebx; sub %ecx, %ebx; mov "
+                                                                           "$" STR(
+                                                                               SITE_GVA) ", %eax; jmp *%eax\n"
+                                                                                         "ok32: incl " STR(
+                                                                                             VAR_OK) "; jmp "
+                                                                                                     "next32"
+                                                                                                     "\n"
+                                                                                                     "finishe"
+                                                                                                     "d32: "
+                                                                                                     "out "
+                                                                                                     "%al, "
+                                                                                                     "$0x10; "
+                                                                                                     "jmp "
+                                                                                                     "finishe"
+                                                                                                     "d32\n"
+                                                                                                     ".globl "
+                                                                                                     "iso_"
+                                                                                                     "common3"
+                                                                                                     "2\niso_"
+                                                                                                     "common3"
+                                                                                                     "2: "
+                                                                                                     "xchg "
+                                                                                                     "%eax, "
+                                                                                                     "(%esp);"
+                                                                                                     " incl"
+                                                                                                     " " STR(
+                                                                                                         COUNTS) "(,%"
+                                                                                                                 "eax,"
+                                                                                                                 "8)\n"
+                                                                                                                 "movl "
+                                                                                                                 "$next"
+                                                                                                                 "32 - "
+                                                                                                                 "iso_"
+                                                                                                                 "loop3"
+                                                                                                                 "2 "
+                                                                                                                 "+"
+                                                                                                                 " " STR(
+                                                                                                                     LOOP_GVA) ", 8(%esp); pop %eax; add $4, %esp; iretl\n"
+                                                                                                                               "iso_loop32_end:\n.globl iso_ok32\niso_ok32 = ok32\n"
+                                                                                                                               ".code16\n.globl iso_loop16, iso_loop16_end\niso_loop16:\n"
+                                                                                                                               "next16: mov $" STR(STACK_GVA) ", %sp; mov " STR(VAR_TOP) ", %eax; cmp " STR(
+                                                                                                                                   VAR_END) ", %eax; jae finished16\n"
+                                                                                                                                            "mov %eax, %ecx; add " STR(VAR_STRIDE) ", %ecx; mov %ecx, " STR(
+                                                                                                                                                VAR_TOP) "\n"
+                                                                                                                                                         "shl $16, %eax; mov " STR(VAR_BASE) ", %ebx; or %eax, %ebx; mov $" STR(
+                                                                                                                                                             SITE_GVA) ", %ax; jmp *%ax\n"
+                                                                                                                                                                       "ok16: incl " STR(
+                                                                                                                                                                           VAR_OK) "; jmp next16\n"
+                                                                                                                                                                                   "finished16: out %al, $0x10; jmp finished16\n"
+                                                                                                                                                                                   "iso_loop16_end:\n.globl iso_ok16\niso_ok16 = ok16\n"
+                                                                                                                                                                                   ".code64\n.popsection\n");
 extern const uint8_t iso_loop32[], iso_loop32_end[], iso_common32[], iso_ok32[];
 extern const uint8_t iso_loop16[], iso_loop16_end[], iso_ok16[];
 
