@@ -11,6 +11,7 @@
 #define CHUNKS_MAX  2048u              /* then everything is dropped and given back: 64 MB of tables */
 #define CHUNK_SLOTS 8192u
 #define GLOBALS     1024u
+#define GLOBAL_EXEC 1024u
 
 struct flat_log {
     uint32_t n;
@@ -28,6 +29,10 @@ struct flat_unit {
     uint64_t chunk[CHUNK_SLOTS];       /* hash set: chunk address; 0: free */
     unsigned chunks;
     uint64_t global_page[GLOBALS];     /* linear page | 1: the last walk found it global */
+    struct {
+        gva_t page; /* | access mode */
+        hva_t hva;
+    } global_exec[GLOBAL_EXEC];        /* executable global pages: valid in every address space, like the tables' globals */
     struct {
         const void *space;
         uint32_t generation;
@@ -117,6 +122,32 @@ void flat_note_exec(struct cpu *cpu, gva_t gva)
         cpu->flatu->exec_seen[h >> 6] |= 1ull << (h & 63);
 }
 
+/* ---- executable global pages: no walk, no comparison, when another address space goes there ---- */
+
+static unsigned global_exec_slot(gva_t gva, unsigned am)
+{
+    return (gva >> PAGE_SHIFT ^ (uint64_t)am << 8) & (GLOBAL_EXEC - 1);
+}
+
+void flat_global_exec_set(struct cpu *cpu, gva_t gva, unsigned am, hva_t page)
+{
+    struct flat_unit *f = cpu->flatu;
+    const unsigned n = global_exec_slot(gva, am);
+
+    if (!f || am == AM_USER || !(gva >> 63))
+        return;
+    f->global_exec[n].page = (gva & PAGE_MASK) | am;
+    f->global_exec[n].hva = page;
+}
+
+hva_t flat_global_exec(struct cpu *cpu, gva_t gva, unsigned am)
+{
+    const struct flat_unit *f = cpu->flatu;
+    const unsigned n = global_exec_slot(gva, am);
+
+    return f && am != AM_USER && f->global_exec[n].page == ((gva & PAGE_MASK) | am) ? f->global_exec[n].hva : 0;
+}
+
 static bool exec_seen(const struct flat_unit *f, gva_t gva)
 {
     const uint64_t h = hash(gva >> PAGE_SHIFT, 12);
@@ -132,6 +163,7 @@ void flat_drop_all(struct cpu *cpu)
         return;
     log_clear(f, &f->local);
     log_clear(f, &f->global);
+    memset(f->global_exec, 0, sizeof(f->global_exec));
     exec_gen_global(cpu);
 }
 
@@ -143,6 +175,10 @@ void flat_drop_page(struct cpu *cpu, gva_t gva)
         return;
     for (unsigned am = 0; am < AM_COUNT; am++) {
         uint64_t *e = entry(f, am, gva);
+        const unsigned n = global_exec_slot(gva, am);
+
+        if (f->global_exec[n].page == ((gva & PAGE_MASK) | am))
+            f->global_exec[n].page = 0;
         if (e[0] | e[1]) /* a read of an untouched table page finds the zero page */
             e[0] = e[1] = 0;
     }

@@ -26,6 +26,9 @@ void flat_note_global(struct cpu *, gva_t gva, enum acc_mode, bool global); /* t
 /* world: what entries of global pages depend on too: EPT pointer, control bits, VPID. */
 void flat_select(struct cpu *, const void *space, uint32_t generation, const uint64_t world[3], bool slow);
 void flat_note_exec(struct cpu *, gva_t gva); /* an exec entry was filled */
+/* Where the executable global page of gva lies, 0: not known. */
+hva_t flat_global_exec(struct cpu *, gva_t gva, unsigned am);
+void flat_global_exec_set(struct cpu *, gva_t gva, unsigned am, hva_t page);
 void flat_drop_all(struct cpu *);
 void flat_drop_page(struct cpu *, gva_t gva);
 void flat_drop_writes(struct cpu *, hva_t page); /* of all pages that share its filter slot; 0: all */

@@ -389,6 +389,8 @@ int mem_exec_page_slow(struct cpu *cpu, gva_t gva, hva_t *page)
     }
     if (!cpu_canonical(gva))
         return cpu_raise_err(cpu, VEC_GP, 0);
+    if (tlb_fill_global_exec(cpu, gva, am, page))
+        return CPU_OK;
     cpu->counters[CC_tlb_misses]++;
     st = mem_walk(cpu, gva, ACC_EXEC, am, 0, &x, NULL);
     if (unlikely(st != CPU_OK))

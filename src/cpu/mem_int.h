@@ -120,6 +120,7 @@ int mem_host_gone(struct cpu *, gva_t, gpa_t, unsigned acc, bool translated);
 struct tlb_entry *tlb_slot(struct mem_unit *, gva_t, enum acc_mode, enum tlb_kind);
 /* Cache a translation for what acc asked; returns the host page. *code: a write to a page with decoded code. */
 hva_t tlb_fill(struct cpu *, gva_t, enum acc_mode, const struct xlat *, unsigned acc, bool *code);
+bool tlb_fill_global_exec(struct cpu *, gva_t, enum acc_mode, hva_t *page); /* false: not known as global */
 void tlb_drop_writes(struct mem_unit *, hva_t page); /* write entries of pages that share its filter slot; 0: all */
 void tlb_flush_all(struct mem_unit *);
 void tlb_drop_page(struct mem_unit *, gva_t); /* of every space and mode */

@@ -73,6 +73,8 @@ hva_t tlb_fill(struct cpu *cpu, gva_t gva, enum acc_mode am, const struct xlat *
     flat_note_global(cpu, gva, am, x->global);
     if (acc & ACC_EXEC) {
         flat_note_exec(cpu, gva);
+        if (x->global)
+            flat_global_exec_set(cpu, gva, am, x->hva);
         entry_set(tlb_slot(m, gva, am, TLB_EXEC), tag, delta, 1u << TLB_EXEC);
     } else {
         unsigned kinds = x->perms & ACC_READ ? 1u << TLB_READ : 0;
@@ -88,6 +90,21 @@ hva_t tlb_fill(struct cpu *cpu, gva_t gva, enum acc_mode am, const struct xlat *
         entry_set(tlb_slot(m, gva, am, TLB_READ), tag, delta, kinds);
     }
     return x->hva;
+}
+
+/* An exec entry of a global page that another address space left: still valid, so nothing is walked or compared. */
+bool tlb_fill_global_exec(struct cpu *cpu, gva_t gva, enum acc_mode am, hva_t *page)
+{
+    struct mem_unit *m = cpu->mem;
+    const hva_t hva = flat_global_exec(cpu, gva, am);
+
+    if (!hva)
+        return false;
+    flat_note_exec(cpu, gva);
+    entry_set(tlb_slot(m, gva, am, TLB_EXEC), (gva & PAGE_MASK) | tlb_real_tag(m, am), hva - (gva & PAGE_MASK),
+              1u << TLB_EXEC);
+    *page = hva;
+    return true;
 }
 
 /* ---- dropping ---- */

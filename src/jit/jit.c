@@ -82,39 +82,95 @@ static void process_kills(struct jit *j)
     j->kills_seen = now;
 }
 
+static bool page_same(const struct jit_page *p)
+{
+    uint64_t v;
+
+    for (uint64_t lines = p->lines; lines; lines &= lines - 1) {
+        const unsigned at = __builtin_ctzll(lines) * 64;
+
+        for (unsigned i = at; i < at + 64; i += 8)
+            if (host_ld64((void *)(p->hva + i), &v) || v != *(const uint64_t *)(p->copy + i))
+                return false;
+    }
+    return true;
+}
+
+static bool block_same(const struct jit_page *p, const struct jit_block *jb)
+{
+    return !memcmp(p->copy + (jb->hva & ~PAGE_MASK), jb->b->src, jb->b->bytes);
+}
+
+void page_cover(struct jit_page *p, const struct jit_block *jb)
+{
+    const unsigned first = (jb->hva & ~PAGE_MASK) >> 6, last = ((jb->hva & ~PAGE_MASK) + jb->b->bytes - 1) >> 6;
+
+    for (unsigned n = first; n <= last; n++) {
+        if (p->lines >> n & 1)
+            continue;
+        if (host_copy(p->copy + 64 * n, (void *)(p->hva + 64 * n), 64))
+            p->stale = true;
+        p->lines |= 1ull << n;
+    }
+    if (!block_same(p, jb))
+        p->stale = true;
+}
+
 /* An executable page was entered anew: links inside of it lead to blocks that nobody compared. */
 static void verify_page(struct jit *j, struct jit_page *p, uint64_t stamp)
 {
-    for (struct jit_block *jb = p->blocks; jb; jb = jb->page_next)
-        if (!jb->dead && (!jb->b->hva || !code_verify(j->cpu, jb->b)))
-            block_drop(j, jb);
     p->stamp = stamp;
-    j->kills_seen = atomic_load(&j->cpu->domain->code->kills); /* those were ours ... */
-    j->kills_seen -= j->kills_seen ? 1 : 0;                    /* ... but look again: others may have killed too */
+    if (likely(!p->stale && page_same(p)))
+        return;
+    p->stale = false;
+    for (unsigned n = 0; n < 64; n++)
+        if ((p->lines >> n & 1) && host_copy(p->copy + 64 * n, (void *)(p->hva + 64 * n), 64))
+            p->stale = true;
+    for (struct jit_block *jb = p->blocks; jb; jb = jb->page_next)
+        if (!jb->dead && (!jb->b->hva || !code_verify(j->cpu, jb->b) || !block_same(p, jb)))
+            block_drop(j, jb);
 }
 
 /* ---- finding what runs next ---- */
 
-static struct jit_block *translated(struct jit *j, struct block *b, gva_t rip)
+static struct jit_block *translate_now(struct jit *j, struct block *b, gva_t rip)
 {
     const uint32_t key = b->key | (rip >> 63 ? KEY_UPPER : 0);
     struct jit_block *jb = jit_find(j, b->hva, key);
-    uint64_t stamp;
 
-    if (!jb) {
-        if (b->heat < JIT_HEAT) {
-            b->heat++;
-            return NULL;
-        }
-        host_fpu_save(j->cpu);
-        jb = jit_translate(j, b, rip);
-        if (!jb)
-            return NULL;
-        jb->hash_next = j->hash[hash_of(b->hva, key)];
-        j->hash[hash_of(b->hva, key)] = jb;
+    if (jb)
         return jb;
+    if (b->heat < JIT_HEAT) {
+        b->heat++;
+        return NULL;
     }
-    stamp = code_stamp(j->cpu, b->page);
+    host_fpu_save(j->cpu);
+    jb = jit_translate(j, b, rip);
+    if (!jb)
+        return NULL;
+    jb->hash_next = j->hash[hash_of(b->hva, key)];
+    j->hash[hash_of(b->hva, key)] = jb;
+    return jb;
+}
+
+/* What was translated already, without asking code.c: its page is compared as a whole when it was entered anew. */
+static struct jit_block *find_translated(struct jit *j)
+{
+    struct cpu *cpu = j->cpu;
+    const gva_t rip = cpu->s.rip;
+    struct jit_block *jb;
+    uint64_t stamp;
+    hva_t hva;
+
+    if (cpu->s.mode != MODE_64 || !cpu_canonical(rip) || cpu->s.paging == PAGING_NONE)
+        return NULL;
+    j->status = mem_exec_page(cpu, rip, &hva);
+    if (unlikely(j->status != CPU_OK))
+        return NULL;
+    jb = jit_find(j, hva | (rip & ~PAGE_MASK), cpu->s.insn_key | (rip >> 63 ? KEY_UPPER : 0));
+    if (!jb || unlikely(code_selfcheck(jb->b)))
+        return NULL;
+    stamp = code_stamp(cpu, jb->b->page);
     if (unlikely(jb->page->stamp != stamp)) {
         verify_page(j, jb->page, stamp);
         if (jb->dead)
@@ -161,19 +217,25 @@ static void remember(struct jit *j, gva_t rip, const struct jit_block *jb)
 static struct jit_block *next_block(struct jit *j, struct block **interpreted)
 {
     struct cpu *cpu = j->cpu;
-    struct jit_block *jb = NULL;
+    struct jit_block *jb;
     struct block *b = NULL;
 
     *interpreted = NULL;
     process_kills(j);
-    j->status = code_lookup(cpu, &b);
-    if (j->status != CPU_OK || !b)
-        return NULL;
-    if (cpu->s.mode == MODE_64 && !code_selfcheck(b))
-        jb = translated(j, b, cpu->s.rip);
-    if (!jb) {
-        *interpreted = b;
-        return NULL;
+    j->status = CPU_OK;
+    jb = find_translated(j);
+    if (unlikely(!jb)) {
+        if (j->status != CPU_OK)
+            return NULL;
+        j->status = code_lookup(cpu, &b);
+        if (j->status != CPU_OK || !b)
+            return NULL;
+        if (cpu->s.mode == MODE_64 && cpu->s.paging != PAGING_NONE && !code_selfcheck(b))
+            jb = translate_now(j, b, cpu->s.rip);
+        if (!jb) {
+            *interpreted = b;
+            return NULL;
+        }
     }
     choose_salt(j);
     cpu->s.hot_spare[HOT_PAGE] = cpu->s.rip & PAGE_MASK;

@@ -53,8 +53,11 @@ struct jit_page {
     hva_t hva;
     uint32_t key;
     uint64_t stamp;           /* as of code.c: blocks were compared then */
+    uint64_t lines;           /* 64-byte lines that blocks cover: copy has them */
+    bool stale;               /* a block is not what copy has */
     struct jit_block *blocks;
     struct jit_page *next;
+    uint8_t copy[PAGE_SIZE];  /* what blocks were made from: one run over it compares them all */
 };
 
 struct jit_block {
@@ -115,6 +118,7 @@ _Static_assert(HOT_COUNT <= 10, "state.def: hot_spare");
 /* jit.c */
 struct jit_block *jit_find(struct jit *, hva_t hva, uint32_t key);
 uint64_t jit_slow(struct cpu *, uint32_t desc); /* called by translated code: where to go on (host address), 0: leave */
+void page_cover(struct jit_page *, const struct jit_block *); /* the page's copy has the block's bytes */
 /* cache.c */
 int cache_init(struct jit *);
 void cache_destroy(struct jit *);

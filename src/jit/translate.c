@@ -395,5 +395,6 @@ struct jit_block *jit_translate(struct jit *j, struct block *b, gva_t rip)
     j->cpu->counters[CC_blocks_translated]++;
     jb->page_next = jb->page->blocks;
     jb->page->blocks = jb;
+    page_cover(jb->page, jb);
     return jb;
 }
