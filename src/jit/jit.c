@@ -48,32 +48,29 @@ static void block_drop(struct jit *j, struct jit_block *jb)
     e_jmp(&e, (uint64_t)(j->rx + j->slow));
 }
 
-/* Kills that happened since: of all cpus' blocks. */
+/* Kills that happened since, by any cpu. A killed block may be freed already: what was made at its place goes, unseen. */
 static void process_kills(struct jit *j)
 {
-    struct code_pages *c = j->cpu->domain->code;
+    const struct code_pages *c = j->cpu->domain->code;
     const uint64_t now = atomic_load_explicit(&c->kills, memory_order_acquire);
+    struct jit_block *next;
 
     if (likely(now == j->kills_seen))
         return;
-    if (now - j->kills_seen > KILL_RING) {
-        for (unsigned i = 0; i < JIT_HASH; i++) {
-            struct jit_block *next;
-            for (struct jit_block *jb = j->hash[i]; jb; jb = next) {
-                next = jb->hash_next;
-                if (!jb->b->hva)
-                    block_drop(j, jb);
-            }
-        }
+    if (now - j->kills_seen > KILL_RING / 2) { /* the ring may be overwritten while it is read */
+        for (unsigned i = 0; i < JIT_HASH; i++)
+            while (j->hash[i])
+                block_drop(j, j->hash[i]);
     } else {
         for (uint64_t k = j->kills_seen; k != now; k++) {
-            const struct killed *d = &c->kill_ring[k % KILL_RING];
-            struct jit_block *next;
+            const struct killed d = c->kill_ring[k % KILL_RING];
 
             for (unsigned upper = 0; upper < 2; upper++) {
-                for (struct jit_block *jb = j->hash[hash_of(d->hva, d->key | (upper ? KEY_UPPER : 0))]; jb; jb = next) {
+                const uint32_t key = d.key | (upper ? KEY_UPPER : 0);
+
+                for (struct jit_block *jb = j->hash[hash_of(d.hva, key)]; jb; jb = next) {
                     next = jb->hash_next;
-                    if (!jb->b->hva)
+                    if (jb->hva == d.hva && jb->key == key)
                         block_drop(j, jb);
                 }
             }
@@ -137,6 +134,7 @@ static struct jit_block *translate_now(struct jit *j, struct block *b, gva_t rip
 {
     const uint32_t key = b->key | (rip >> 63 ? KEY_UPPER : 0);
     struct jit_block *jb = jit_find(j, b->hva, key);
+    uint64_t stamp;
 
     if (jb)
         return jb;
@@ -148,9 +146,12 @@ static struct jit_block *translate_now(struct jit *j, struct block *b, gva_t rip
     jb = jit_translate(j, b, rip);
     if (!jb)
         return NULL;
-    jb->hash_next = j->hash[hash_of(b->hva, key)];
-    j->hash[hash_of(b->hva, key)] = jb;
-    return jb;
+    jb->hash_next = j->hash[hash_of(jb->hva, key)];
+    j->hash[hash_of(jb->hva, key)] = jb;
+    stamp = code_stamp(j->cpu, b->page); /* links of the new one may lead to old ones of a page that was entered anew */
+    if (unlikely(jb->page->stamp != stamp))
+        verify_page(j, jb->page, stamp);
+    return jb->dead ? NULL : jb;
 }
 
 /* What was translated already, without asking code.c: its page is compared as a whole when it was entered anew. */
