@@ -182,6 +182,11 @@ static inline void e_pext(struct emit *e, uint8_t dst, uint8_t src, struct rm ma
 {
     e_vex(e, 2, 2, true, 0xf5, dst, src, mask);
 }
+static inline void e_rorx(struct emit *e, uint8_t dst, uint8_t src, uint8_t n)
+{
+    e_vex(e, 3, 3, true, 0xf0, dst, 0, rm_reg(src));
+    e1(e, n);
+}
 static inline void e_jmp(struct emit *e, uint64_t target)
 {
     e1(e, 0xe9);

@@ -464,6 +464,7 @@ static void hot_words(struct jit *j)
     struct cpu *cpu = j->cpu;
 
     cpu->s.hot_spare[HOT_MASK] = FLAT_INDEX_MASK;
+    cpu->s.hot_spare[HOT_MASK_ROR] = FLAT_INDEX_MASK >> 8;
     cpu->s.hot_spare[HOT_JC] = (uint64_t)j->jc;
     cpu->s.hot_spare[HOT_MASK_JC] = JC_SLOTS - 1;
     cpu->s.hot_spare[HOT_SLOW] = (uint64_t)jit_slow;

@@ -108,7 +108,7 @@ struct jit {
 };
 
 /* hot words of the state (state.def, hot_spare) */
-enum { HOT_PAGE, HOT_MASK, HOT_JC, HOT_SALT, HOT_MASK_JC, HOT_SLOW, HOT_CPU, HOT_COUNT };
+enum { HOT_PAGE, HOT_MASK, HOT_JC, HOT_SALT, HOT_MASK_JC, HOT_MASK_ROR, HOT_SLOW, HOT_CPU, HOT_COUNT };
 _Static_assert(HOT_COUNT <= 10, "state.def: hot_spare");
 
 #define CPU(field)      ((int32_t)offsetof(struct cpu, field) - FLAT_BASE)

@@ -14,6 +14,7 @@ struct tr_stub { /* out of line: ecx = descriptor; jump to slow */
     uint32_t desc;
     uint8_t edge;     /* first: an address in T0 whose bits under this mask are 0 goes back to ... */
     uint8_t *back;
+    uint8_t cross;    /* first: an access of so many bytes at T0 that stays in its page goes back there */
     uint8_t *from[4]; /* 32-bit displacements that lead here */
     unsigned nfrom;
 };
@@ -67,7 +68,9 @@ void tr_ea(struct tr *);
 bool tr_address(struct tr *);
 /* T0 = host address for size bytes, checked for reading (or writing, which implies reading); T1 is lost. Out of line: the slow path. */
 void tr_check(struct tr *, unsigned size, bool write);
-/* both; then *rm is the operand */
+/* The same as an operand, which may take T1 too: keep_t1 where T1 is needed for something else. */
+struct rm tr_checked(struct tr *, unsigned size, bool write, bool keep_t1);
+/* address and check; then *rm is the operand */
 bool tr_mem(struct tr *, unsigned size, bool write, struct rm *rm);
 /* operand n as a register or state word of the guest register */
 struct rm tr_reg_rm(unsigned guest_reg);

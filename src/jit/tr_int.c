@@ -50,6 +50,12 @@ static uint8_t in_reg(struct tr *t, unsigned n)
     return T1;
 }
 
+/* The operand of a checked access; register operand n (if it is one, and in the state) is going to be in T1 meanwhile. */
+static struct rm checked(struct tr *t, unsigned size, bool write, unsigned n)
+{
+    return tr_checked(t, size, write, is_reg(t->in, n) && !tr_pinned(t->in->o[n].reg));
+}
+
 /* ... and back after it was written. 32-bit results are zero-extended in T1 already. */
 static void out_reg(struct tr *t, unsigned n)
 {
@@ -89,11 +95,10 @@ static bool tr_alu(struct tr *t)
 
         if (!tr_address(t))
             return false;
-        tr_check(t, size, a != 7);
+        rm = checked(t, size, a != 7, 1);
         if (in->o[1].kind == OPK_REG)
             src = in_reg(t, 1);
         tr_site(t);
-        rm = rm_mem(T0, 0);
         if (in->o[1].kind == OPK_IMM) {
             e_op(e, f | lock, 0, byte ? 0x80 : 0x81, a, rm);
             e_imm(e, size, in->imm);
@@ -108,10 +113,10 @@ static bool tr_alu(struct tr *t)
         uint8_t dst;
         if (!tr_address(t))
             return false;
-        tr_check(t, size, false);
+        rm = checked(t, size, false, 0);
         dst = in_reg(t, 0);
         tr_site(t);
-        e_op(e, f, 0, a * 8 + (byte ? 2 : 3), dst, rm_mem(T0, 0));
+        e_op(e, f, 0, a * 8 + (byte ? 2 : 3), dst, rm);
     } else if (in->o[1].kind == OPK_IMM) {
         const uint8_t dst = in_reg(t, 0);
         const bool short_imm = !byte && (int64_t)in->imm == (int8_t)in->imm;
@@ -140,8 +145,7 @@ static bool tr_test(struct tr *t)
         uint8_t src = T1;
         if (!tr_address(t))
             return false;
-        tr_check(t, size, false);
-        rm = rm_mem(T0, 0);
+        rm = checked(t, size, false, 1);
         if (in->o[1].kind == OPK_REG)
             src = in_reg(t, 1);
         tr_site(t);
@@ -195,19 +199,20 @@ static bool mov_to_mem(struct tr *t)
     const struct insn *in = t->in;
     const unsigned size = in->o[0].size, byte = size == 1;
     uint8_t src = T1;
+    struct rm rm;
 
     if (in->o[1].kind != OPK_REG && in->o[1].kind != OPK_IMM)
         return false;
     if (!tr_address(t))
         return false;
-    tr_check(t, size, true);
+    rm = checked(t, size, true, 1);
     if (in->o[1].kind == OPK_REG)
         src = in_reg(t, 1);
     tr_site(t);
     if (in->o[1].kind == OPK_REG) {
-        e_op(&t->e, ef(size), 0, byte ? 0x88 : 0x89, src, rm_mem(T0, 0));
+        e_op(&t->e, ef(size), 0, byte ? 0x88 : 0x89, src, rm);
     } else {
-        e_op(&t->e, ef(size), 0, byte ? 0xc6 : 0xc7, 0, rm_mem(T0, 0));
+        e_op(&t->e, ef(size), 0, byte ? 0xc6 : 0xc7, 0, rm);
         e_imm(&t->e, size, in->imm);
     }
     return true;
@@ -226,17 +231,19 @@ static bool tr_mov(struct tr *t)
     if (!is_reg(in, 0))
         return false;
     if (is_mem(in, 1)) {
+        const bool merges = size < 4 && !tr_pinned(in->o[0].reg);
+        struct rm rm;
         uint8_t dst;
         if (!tr_address(t))
             return false;
-        tr_check(t, size, false);
-        if (size < 4 && !tr_pinned(in->o[0].reg)) { /* merges: through T1, which must have the old value */
+        rm = tr_checked(t, size, false, merges);
+        if (merges) { /* through T1, which must have the old value */
             dst = in_reg(t, 0);
         } else {
             dst = tr_pinned(in->o[0].reg) ? tr_host_reg[in->o[0].reg] : T1;
         }
         tr_site(t);
-        e_op(e, ef(size), 0, byte ? 0x8a : 0x8b, dst, rm_mem(T0, 0));
+        e_op(e, ef(size), 0, byte ? 0x8a : 0x8b, dst, rm);
         out_reg(t, 0);
     } else if (in->o[1].kind == OPK_IMM) {
         if (size == 8 || size == 4) {
@@ -277,8 +284,7 @@ static bool tr_movx(struct tr *t)
     if (is_mem(in, 1)) {
         if (!tr_address(t))
             return false;
-        tr_check(t, from, false);
-        rm = rm_mem(T0, 0);
+        rm = tr_checked(t, from, false, false);
         tr_site(t);
     } else if (is_reg(in, 1)) {
         rm = r(in, 1);
@@ -332,6 +338,7 @@ static bool tr_xchg(struct tr *t)
     const unsigned size = in->o[0].size;
     const bool first = is_mem(in, 0);
     const unsigned n = first ? 1 : 0;
+    struct rm rm;
     uint8_t reg;
 
     if (!first && !is_mem(in, 1)) {
@@ -349,10 +356,10 @@ static bool tr_xchg(struct tr *t)
     }
     if (in->o[n].kind != OPK_REG || !tr_address(t))
         return false;
-    tr_check(t, size, true);
+    rm = checked(t, size, true, n);
     reg = in_reg(t, n);
     tr_site(t);
-    e_op(&t->e, ef(size), 0, size == 1 ? 0x86 : 0x87, reg, rm_mem(T0, 0));
+    e_op(&t->e, ef(size), 0, size == 1 ? 0x86 : 0x87, reg, rm);
     if (size == 4 && reg == T1)
         e_op(&t->e, 0, 0, 0x8b, T1, rm_reg(T1));
     out_reg(t, n);
@@ -364,14 +371,15 @@ static bool tr_cmpxchg(struct tr *t)
 {
     const struct insn *in = t->in;
     const unsigned size = in->o[0].size, base = in->op == OP_XADD ? 0xc0 : 0xb0;
+    struct rm rm;
     uint8_t reg;
 
     if (!is_mem(in, 0) || !is_reg(in, 1) || !tr_address(t))
         return false;
-    tr_check(t, size, true);
+    rm = checked(t, size, true, 1);
     reg = in_reg(t, 1);
     tr_site(t);
-    e_op(&t->e, ef(size) | (in->pfx & PFX_LOCK ? EF_LOCK : 0), 1, base + (size != 1), reg, rm_mem(T0, 0));
+    e_op(&t->e, ef(size) | (in->pfx & PFX_LOCK ? EF_LOCK : 0), 1, base + (size != 1), reg, rm);
     if (in->op == OP_XADD)
         out_reg(t, 1);
     return true;
@@ -401,8 +409,7 @@ static bool tr_shift(struct tr *t)
     if (is_mem(in, 0)) {
         if (!tr_address(t))
             return false;
-        tr_check(t, size, true);
-        rm = rm_mem(T0, 0);
+        rm = tr_checked(t, size, true, by_cl);
     } else if (is_reg(in, 0)) {
         rm = rm_reg(T0);
         if (tr_pinned(in->o[0].reg))
@@ -491,8 +498,7 @@ static bool tr_imul(struct tr *t)
     if (is_mem(in, 1)) {
         if (!tr_address(t))
             return false;
-        tr_check(t, size, false);
-        rm = rm_mem(T0, 0);
+        rm = checked(t, size, false, 0);
     } else {
         rm = r(in, 1);
     }
@@ -524,8 +530,7 @@ static bool tr_bit_scan(struct tr *t)
     if (is_mem(in, 1)) {
         if (!tr_address(t))
             return false;
-        tr_check(t, size, false);
-        rm = rm_mem(T0, 0);
+        rm = checked(t, size, false, 0);
     } else if (is_reg(in, 1)) {
         rm = r(in, 1);
     } else {
@@ -625,8 +630,7 @@ static bool tr_cmov(struct tr *t)
     if (is_mem(in, 1)) {
         if (!tr_address(t))
             return false;
-        tr_check(t, size, false);
-        rm = rm_mem(T0, 0);
+        rm = checked(t, size, false, 0);
     } else {
         rm = r(in, 1);
     }
@@ -691,11 +695,11 @@ static bool tr_jmp(struct tr *t)
     return true;
 }
 
-/* T0 = where the guest's push goes, checked */
-static void push_check(struct tr *t)
+/* Where the guest's push goes, checked. */
+static struct rm push_check(struct tr *t, bool keep_t1)
 {
     e_lea(&t->e, T0, rm_mem(tr_host_reg[R_RSP], -8));
-    tr_check(t, 8, true);
+    return tr_checked(t, 8, true, keep_t1);
 }
 
 static void push_done(struct tr *t)
@@ -724,7 +728,7 @@ static bool tr_call(struct tr *t)
     } else if (in->o[0].kind != OPK_REL) {
         return false;
     }
-    push_check(t);
+    push_check(t, true);
     e_mov_load(&t->e, T1, rm_cpu(CPU_HOT(HOT_PAGE)));
     e_lea(&t->e, T1, rm_mem(T1, t->next_off));
     tr_site(t);
@@ -745,13 +749,14 @@ static bool tr_ret(struct tr *t)
     const struct insn *in = t->in;
     const uint8_t sp = tr_host_reg[R_RSP];
     const int32_t pop = in->nops && in->o[0].kind == OPK_IMM ? (int32_t)(uint16_t)in->imm : 0;
+    struct rm rm;
 
     if (in->opsize == 2 || in->aux == 1)
         return false;
     e_mov_load(&t->e, T0, rm_reg(sp));
-    tr_check(t, 8, false);
+    rm = tr_checked(t, 8, false, false);
     tr_site(t);
-    e_mov_load(&t->e, T0, rm_mem(T0, 0));
+    e_mov_load(&t->e, T0, rm);
     e_lea(&t->e, sp, rm_mem(sp, 8 + pop));
     tr_goto_reg(t);
     t->ended = true;
@@ -764,6 +769,7 @@ static bool tr_push(struct tr *t)
     const struct insn *in = t->in;
     const int32_t temp = CPU(s.rip);
     uint8_t src = T1;
+    struct rm to;
 
     if (in->opsize == 2)
         return false;
@@ -776,17 +782,17 @@ static bool tr_push(struct tr *t)
     } else if (in->o[0].kind != OPK_IMM && !is_reg(in, 0)) {
         return false;
     }
-    push_check(t);
+    to = push_check(t, is_mem(in, 0) || (is_reg(in, 0) && !tr_pinned(in->o[0].reg)));
     if (is_mem(in, 0))
         e_mov_load(&t->e, T1, rm_cpu(temp));
     else if (is_reg(in, 0))
         src = in_reg(t, 0);
     tr_site(t);
     if (in->o[0].kind == OPK_IMM) {
-        e_op(&t->e, EF_W, 0, 0xc7, 0, rm_mem(T0, 0));
+        e_op(&t->e, EF_W, 0, 0xc7, 0, to);
         e4(&t->e, in->imm);
     } else {
-        e_mov_store(&t->e, rm_mem(T0, 0), src);
+        e_mov_store(&t->e, to, src);
     }
     push_done(t);
     return true;
@@ -796,13 +802,14 @@ static bool tr_pop(struct tr *t)
 {
     const struct insn *in = t->in;
     const uint8_t sp = tr_host_reg[R_RSP];
+    struct rm rm;
 
     if (in->opsize == 2 || !is_reg(in, 0) || in->o[0].reg == R_RSP)
         return false;
     e_mov_load(&t->e, T0, rm_reg(sp));
-    tr_check(t, 8, false);
+    rm = tr_checked(t, 8, false, false);
     tr_site(t);
-    e_mov_load(&t->e, tr_pinned(in->o[0].reg) ? tr_host_reg[in->o[0].reg] : T1, rm_mem(T0, 0));
+    e_mov_load(&t->e, tr_pinned(in->o[0].reg) ? tr_host_reg[in->o[0].reg] : T1, rm);
     out_reg(t, 0);
     e_lea(&t->e, sp, rm_mem(sp, 8));
     return true;
@@ -811,13 +818,14 @@ static bool tr_pop(struct tr *t)
 static bool tr_leave(struct tr *t)
 {
     const uint8_t sp = tr_host_reg[R_RSP], bp = tr_host_reg[R_RBP];
+    struct rm rm;
 
     if (t->in->opsize == 2)
         return false;
     e_mov_load(&t->e, T0, rm_reg(bp));
-    tr_check(t, 8, false);
+    rm = tr_checked(t, 8, false, false);
     tr_site(t);
-    e_mov_load(&t->e, T1, rm_mem(T0, 0));
+    e_mov_load(&t->e, T1, rm);
     e_lea(&t->e, sp, rm_mem(bp, 8));
     e_op(&t->e, EF_W, 0, 0x8b, bp, rm_reg(T1));
     return true;

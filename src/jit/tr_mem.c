@@ -82,52 +82,66 @@ static void check_crossing(struct tr *t, unsigned size)
         check_crossing_no_flags(t, size);
         return;
     }
-    if (size <= 8) {
+    if (size <= 8 && !(size & (size - 1))) {
+        struct tr_stub *s = tr_stub_new(t, tr_slow(t)->desc);
+
         e_test_reg_imm8(e, T0, size - 1);
-        uint8_t *aligned;
-        e1(e, 0x74); /* jz: the usual case */
-        e1(e, 0);
-        aligned = e->w - 1;
-        e_op(e, 0, 0, 0x8d, T1, rm_mem(T0, (int32_t)size - 1)); /* lea ecx, [r14d + size - 1] */
-        e_op(e, 0, 0, 0x31, T0, rm_reg(T1));                    /* xor ecx, r14d */
-        e_op(e, 0, 0, 0xf7, 0, rm_reg(T1));                     /* test ecx, 0x1000 */
-        e4(e, PAGE_SIZE);
-        tr_jcc_stub(t, 5, tr_slow(t));
-        e_fix8(aligned, e->w);
+        tr_jcc_stub(t, 5, s); /* unaligned: looked at out of line */
+        s->cross = size;
+        s->back = e->w;
         return;
     }
-    e_op(e, 0, 0, 0x8d, T1, rm_mem(T0, (int32_t)size - 1));
-    e_op(e, 0, 0, 0x31, T0, rm_reg(T1));
-    e_op(e, 0, 0, 0xf7, 0, rm_reg(T1));
+    e_op(e, 0, 0, 0x8d, T1, rm_mem(T0, (int32_t)size - 1)); /* lea ecx, [r14d + size - 1] */
+    e_op(e, 0, 0, 0x31, T0, rm_reg(T1));                    /* xor ecx, r14d */
+    e_op(e, 0, 0, 0xf7, 0, rm_reg(T1));                     /* test ecx, 0x1000 */
     e4(e, PAGE_SIZE);
     tr_jcc_stub(t, 5, tr_slow(t));
 }
 
-void tr_check(struct tr *t, unsigned size, bool write)
+/* T1 = the table's word, not 0. T0 stays the linear address. */
+static void check_word(struct tr *t, unsigned size, bool write)
 {
     struct emit *e = &t->e;
+    struct rm word = {.mem = true, .reg = H_R15, .index = T1, .disp = (int32_t)CPU_SPAN - FLAT_BASE + (write ? 8 : 0)};
 
     tr_islands(t, false, 75);
     check_crossing(t, size);
-    e_pext(e, T1, T0, rm_cpu(CPU_HOT(HOT_MASK)));
-    e_lea(e, T1, (struct rm){.mem = true, .reg = T1, .index = T1});
-    e_mov_load(e, T1, (struct rm){.mem = true, .reg = H_R15, .index = T1, .scale = 3,
-                                     .disp = (int32_t)CPU_SPAN - FLAT_BASE + (write ? 8 : 0)});
     if (t->flags_live) {
+        word.scale = 3;
+        e_pext(e, T1, T0, rm_cpu(CPU_HOT(HOT_MASK)));
+        e_lea(e, T1, (struct rm){.mem = true, .reg = T1, .index = T1});
+        e_mov_load(e, T1, word);
         tr_jrcxz_stub(t, tr_slow(t));
     } else {
+        e_rorx(e, T1, T0, 8);
+        e_op(e, EF_W, 0, 0x23, T1, rm_cpu(CPU_HOT(HOT_MASK_ROR))); /* and: the index times 16 */
+        e_mov_load(e, T1, word);
         e_test_reg(e, T1);
         tr_jcc_stub(t, 4, tr_slow(t));
     }
-    e_lea(e, T0, (struct rm){.mem = true, .reg = T0, .index = T1, .disp = -1});
+}
+
+struct rm tr_checked(struct tr *t, unsigned size, bool write, bool keep_t1)
+{
+    const struct rm host = {.mem = true, .reg = T0, .index = T1, .disp = -1};
+
+    check_word(t, size, write);
+    if (!keep_t1)
+        return host;
+    e_lea(&t->e, T0, host);
+    return rm_mem(T0, 0);
+}
+
+void tr_check(struct tr *t, unsigned size, bool write)
+{
+    tr_checked(t, size, write, true);
 }
 
 bool tr_mem(struct tr *t, unsigned size, bool write, struct rm *rm)
 {
     if (!tr_address(t))
         return false;
-    tr_check(t, size, write);
-    *rm = rm_mem(T0, 0);
+    *rm = tr_checked(t, size, write, false);
     tr_site(t);
     return true;
 }

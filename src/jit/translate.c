@@ -104,6 +104,13 @@ static void place_stubs(struct tr *t, uint32_t first_site)
         at[i] = offset(t, t->e.w);
         for (unsigned k = 0; k < s->nfrom; k++)
             e_fix32(&t->e, s->from[k], t->e.w);
+        if (s->cross) {
+            e_op(&t->e, 0, 0, 0x8d, T1, rm_mem(T0, s->cross - 1)); /* lea ecx, [r14d + size - 1] */
+            e_op(&t->e, 0, 0, 0x31, T0, rm_reg(T1));               /* xor ecx, r14d */
+            e_op(&t->e, 0, 0, 0xf7, 0, rm_reg(T1));                /* test ecx, 0x1000 */
+            e4(&t->e, PAGE_SIZE);
+            e_fix32(&t->e, e_jcc_later(&t->e, 4), s->back);
+        }
         if (s->edge) {
             e_mov_imm32(&t->e, T1, s->edge);
             e_pext(&t->e, T1, T0, rm_reg(T1));
