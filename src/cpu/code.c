@@ -77,7 +77,7 @@ static void block_kill(struct code_pages *c, struct code_page *p, struct block *
     while (*link != b)
         link = &(*link)->next;
     *link = b->next;
-    c->kill_ring[c->kills % KILL_RING] = (struct killed){ .hva = b->hva, .key = b->key };
+    c->kill_ring[c->kills % KILL_RING] = (struct killed){ .hva = b->hva, .key = b->key, .serial = b->serial };
     atomic_store(&b->hva, 0);
     atomic_fetch_add(&c->kills, 1);
     for (unsigned i = 0; i < c->ncpus; i++) /* they leave what they made of it */
@@ -376,6 +376,7 @@ static bool block_publish(struct code_pages *c, struct code_page *p, struct bloc
         const unsigned k = bucket_of(hva);
 
         b->hva = hva;
+        b->serial = ++c->serial;
         b->next = p->bucket[k];
         atomic_store(&p->bucket[k], b);
         p->nblocks++;

@@ -43,6 +43,7 @@ struct block {
     unsigned rotate;             /* which of them is replaced next */
     uint32_t size;               /* of the allocation */
     uint32_t heat;               /* the translator's: times it was interpreted */
+    uint64_t serial;             /* no two blocks of a domain have the same: memory is used again, this is not */
     _Atomic(struct block *) next; /* in the bucket */
     uint8_t *src;                /* source bytes, behind insn[n] */
     struct insn insn[];          /* n, then one whose function is in_block_end */
@@ -73,6 +74,7 @@ struct code_unit {
 struct killed {
     hva_t hva; /* where the block was */
     uint32_t key;
+    uint64_t serial;
 };
 
 struct code_pages {
@@ -80,6 +82,7 @@ struct code_pages {
     struct killed kill_ring[KILL_RING];
     _Atomic uint32_t lock;       /* a spin lock: leaf, held for microseconds, never while waiting for a cpu */
     _Atomic uint64_t gen;        /* part of all stamps */
+    uint64_t serial;             /* of the last block */
     _Atomic uint64_t reclaim;    /* grows with each request to let go of dead blocks */
     uint64_t bytes, dead_bytes;
     struct block *dead, *waiting; /* linked by next; waiting: until all cpus have seen reclaim */

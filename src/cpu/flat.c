@@ -24,7 +24,8 @@ struct flat_unit {
     uint32_t generation;
     uint64_t world[3];
     uint64_t next_gen;
-    uint64_t exec_seen[64];            /* a filter: pages whose exec entries were filled since exec_gen[1] changed */
+    uint64_t exec_seen[64];            /* a filter: pages that flat_note_exec() named since exec_gen[1] changed */
+    bool upper_local;                  /* code of the upper half that is not global was seen */
     struct flat_log local, global;
     uint64_t chunk[CHUNK_SLOTS];       /* hash set: chunk address; 0: free */
     unsigned chunks;
@@ -118,8 +119,32 @@ void flat_note_exec(struct cpu *cpu, gva_t gva)
 {
     const uint64_t h = hash(gva >> PAGE_SHIFT, 12);
 
+    cpu->flatu->exec_seen[h >> 6] |= 1ull << (h & 63);
+}
+
+void flat_exec_changed(struct cpu *cpu)
+{
+    exec_gen_global(cpu);
+}
+
+/* exec_gen[1] outlives a change of address space: that is right for global pages alone. */
+void flat_note_exec_fill(struct cpu *cpu, gva_t gva, bool global)
+{
+    if (cpu->flatu && gva >> 63 && !global)
+        cpu->flatu->upper_local = true;
+}
+
+void flat_world_flushed(struct cpu *cpu)
+{
+    flat_drop_all(cpu);
     if (cpu->flatu)
-        cpu->flatu->exec_seen[h >> 6] |= 1ull << (h & 63);
+        cpu->flatu->upper_local = false;
+}
+
+void flat_forget_spaces(struct cpu *cpu)
+{
+    if (cpu->flatu)
+        exec_gen_global(cpu);
 }
 
 /* ---- executable global pages: no walk, no comparison, when another address space goes there ---- */
@@ -167,6 +192,17 @@ void flat_drop_all(struct cpu *cpu)
     exec_gen_global(cpu);
 }
 
+/* This generation of the selected space is another one now, for later returns to it too. */
+static void exec_gen_local(struct cpu *cpu)
+{
+    struct flat_unit *f = cpu->flatu;
+
+    cpu->exec_gen[0] = (f->next_gen += 128);
+    for (unsigned i = 0; i < ARRAY_SIZE(f->spaces); i++)
+        if (f->spaces[i].space == f->space && f->spaces[i].generation == f->generation)
+            f->spaces[i].gen = cpu->exec_gen[0];
+}
+
 void flat_drop_page(struct cpu *cpu, gva_t gva)
 {
     struct flat_unit *f = cpu->flatu;
@@ -187,8 +223,7 @@ void flat_drop_page(struct cpu *cpu, gva_t gva)
     if (gva >> 63) {
         exec_gen_global(cpu);
     } else {
-        cpu->exec_gen[0] = (f->next_gen += 128);
-        f->space = NULL; /* this generation of the space is another one now */
+        exec_gen_local(cpu);
     }
 }
 
@@ -232,6 +267,8 @@ void flat_select(struct cpu *cpu, const void *space, uint32_t generation, const 
     if (!f)
         return;
     if (unlikely(world[0] != f->world[0] || world[1] != f->world[1] || world[2] != f->world[2])) {
+        if (world[0] != f->world[0] || world[2] != f->world[2])
+            f->upper_local = true; /* what was cached in that world is not known */
         memcpy(f->world, world, sizeof(f->world));
         f->space = NULL;
         flat_drop_all(cpu);
@@ -240,6 +277,8 @@ void flat_select(struct cpu *cpu, const void *space, uint32_t generation, const 
         f->space = space;
         f->generation = generation;
         log_clear(f, &f->local);
+        if (unlikely(f->upper_local))
+            exec_gen_global(cpu);
         cpu->exec_gen[0] = space_gen(f, space, generation);
     }
     cpu->flat = base_of(f, slow ? AM_COUNT : cpu->s.acc_mode);

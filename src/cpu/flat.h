@@ -21,15 +21,22 @@ void flat_destroy(struct cpu *);
 /* Copy what the tagged TLB knows of gva's page in the current access mode. */
 void flat_fill(struct cpu *, gva_t gva);
 
+/* The engine keeps a way to gva's page that it guards by exec_gen alone. */
+void flat_note_exec(struct cpu *, gva_t gva);
+/* What pages show may have changed without a flush: all such ways end. */
+void flat_exec_changed(struct cpu *);
+
 /* ---- tlb.c tells ---- */
 void flat_note_global(struct cpu *, gva_t gva, enum acc_mode, bool global); /* the walk behind the TLB entry of gva */
 /* world: what entries of global pages depend on too: EPT pointer, control bits, VPID. */
 void flat_select(struct cpu *, const void *space, uint32_t generation, const uint64_t world[3], bool slow);
-void flat_note_exec(struct cpu *, gva_t gva); /* an exec entry was filled */
+void flat_note_exec_fill(struct cpu *, gva_t gva, bool global); /* an exec entry was filled */
+void flat_forget_spaces(struct cpu *);           /* a page went in address spaces that are not selected now */
 /* Where the executable global page of gva lies, 0: not known. */
 hva_t flat_global_exec(struct cpu *, gva_t gva, unsigned am);
 void flat_global_exec_set(struct cpu *, gva_t gva, unsigned am, hva_t page);
 void flat_drop_all(struct cpu *);
+void flat_world_flushed(struct cpu *); /* ... and no translation of code of the selected world is cached any more */
 void flat_drop_page(struct cpu *, gva_t gva);
 void flat_drop_writes(struct cpu *, hva_t page); /* of all pages that share its filter slot; 0: all */
 

@@ -72,7 +72,7 @@ hva_t tlb_fill(struct cpu *cpu, gva_t gva, enum acc_mode am, const struct xlat *
         large_page_mark(m, gva, x->page_size);
     flat_note_global(cpu, gva, am, x->global);
     if (acc & ACC_EXEC) {
-        flat_note_exec(cpu, gva);
+        flat_note_exec_fill(cpu, gva, x->global);
         if (x->global)
             flat_global_exec_set(cpu, gva, am, x->hva);
         entry_set(tlb_slot(m, gva, am, TLB_EXEC), tag, delta, 1u << TLB_EXEC);
@@ -100,7 +100,6 @@ bool tlb_fill_global_exec(struct cpu *cpu, gva_t gva, enum acc_mode am, hva_t *p
 
     if (!hva)
         return false;
-    flat_note_exec(cpu, gva);
     entry_set(tlb_slot(m, gva, am, TLB_EXEC), (gva & PAGE_MASK) | tlb_real_tag(m, am), hva - (gva & PAGE_MASK),
               1u << TLB_EXEC);
     *page = hva;
@@ -181,7 +180,7 @@ void tlb_flush_all(struct mem_unit *m)
 {
     for (unsigned i = 0; i < SPACES; i++)
         space_drop(&m->spaces[i]);
-    flat_drop_all(m->cpu);
+    flat_world_flushed(m->cpu);
     m->ept_generation++;
 }
 
@@ -192,8 +191,11 @@ void tlb_flush(struct cpu *cpu, enum tlb_scope scope, uint16_t vpid, uint16_t pc
     cpu->counters[scope == TLB_PAGE ? CC_tlb_flush_pages : CC_tlb_flushes]++;
     if (scope == TLB_ALL)
         tlb_flush_all(m);
-    if (scope == TLB_PAGE)
+    if (scope == TLB_PAGE) {
         tlb_drop_page(m, gva);
+        if (cpu->s.cr4 & CR4_PCIDE && pcid != (cpu->s.cr3 & 0xfff))
+            flat_forget_spaces(cpu);
+    }
     for (unsigned i = 0; i < SPACES; i++) {
         struct space *s = &m->spaces[i];
 
@@ -202,7 +204,7 @@ void tlb_flush(struct cpu *cpu, enum tlb_scope scope, uint16_t vpid, uint16_t pc
         if (scope == TLB_PAGE)
             s->psc_id = ++m->clock; /* INVLPG empties the paging-structure cache, whatever the address */
         else if (scope == TLB_VPID)
-            flat_drop_all(cpu);
+            flat_world_flushed(cpu);
         if (scope == TLB_VPID || scope == TLB_VPID_NONGLOBAL || (scope == TLB_PCID && s->key.pcid == pcid))
             space_drop(s);
     }

@@ -48,34 +48,34 @@ static void block_drop(struct jit *j, struct jit_block *jb)
     e_jmp(&e, (uint64_t)(j->rx + j->slow));
 }
 
-/* Kills that happened since, by any cpu. A killed block may be freed already: what was made at its place goes, unseen. */
+static void drop_all(struct jit *j)
+{
+    for (unsigned i = 0; i < JIT_HASH; i++)
+        while (j->hash[i])
+            block_drop(j, j->hash[i]);
+}
+
+/* Kills that happened since: of all cpus' blocks. A killed block's memory may be another's by now: nothing of it is read. */
 static void process_kills(struct jit *j)
 {
     const struct code_pages *c = j->cpu->domain->code;
     const uint64_t now = atomic_load_explicit(&c->kills, memory_order_acquire);
-    struct jit_block *next;
 
     if (likely(now == j->kills_seen))
         return;
-    if (now - j->kills_seen > KILL_RING / 2) { /* the ring may be overwritten while it is read */
-        for (unsigned i = 0; i < JIT_HASH; i++)
-            while (j->hash[i])
-                block_drop(j, j->hash[i]);
-    } else {
-        for (uint64_t k = j->kills_seen; k != now; k++) {
-            const struct killed d = c->kill_ring[k % KILL_RING];
+    for (uint64_t k = now - j->kills_seen <= KILL_RING ? j->kills_seen : now; k != now; k++) {
+        const struct killed *d = &c->kill_ring[k % KILL_RING];
 
-            for (unsigned upper = 0; upper < 2; upper++) {
-                const uint32_t key = d.key | (upper ? KEY_UPPER : 0);
+        for (unsigned upper = 0; upper < 2; upper++) {
+            struct jit_block *jb = jit_find(j, d->hva, d->key | (upper ? KEY_UPPER : 0));
 
-                for (struct jit_block *jb = j->hash[hash_of(d.hva, key)]; jb; jb = next) {
-                    next = jb->hash_next;
-                    if (jb->hva == d.hva && jb->key == key)
-                        block_drop(j, jb);
-                }
-            }
+            if (jb && jb->serial == d->serial)
+                block_drop(j, jb);
         }
     }
+    /* the writer may have gone round the ring meanwhile; it fills a slot before it counts */
+    if (atomic_load(&c->kills) - j->kills_seen >= KILL_RING)
+        drop_all(j);
     j->kills_seen = now;
 }
 
@@ -124,8 +124,20 @@ static void verify_page(struct jit *j, struct jit_page *p, uint64_t stamp)
         if ((p->lines >> n & 1) && host_copy(p->copy + 64 * n, (void *)(p->hva + 64 * n), 64))
             p->stale = true;
     for (struct jit_block *jb = p->blocks; jb; jb = jb->page_next)
-        if (!jb->dead && (!jb->b->hva || !code_verify(j->cpu, jb->b) || !block_same(p, jb)))
+        if (!jb->dead && (!code_verify(j->cpu, jb->b) || !block_same(p, jb)))
             block_drop(j, jb);
+}
+
+/* Somebody may have written guest memory without a word (cpu_code_unverify()): links between pages end, so that each page
+ * is entered through next_block() again, where its stamp is looked at. */
+static void process_unverify(struct jit *j)
+{
+    const uint64_t now = atomic_load(&j->cpu->domain->code->gen);
+
+    if (likely(now == j->unverify_seen))
+        return;
+    j->unverify_seen = now;
+    flat_exec_changed(j->cpu);
 }
 
 /* ---- finding what runs next ---- */
@@ -134,11 +146,14 @@ static struct jit_block *translate_now(struct jit *j, struct block *b, gva_t rip
 {
     const uint32_t key = b->key | (rip >> 63 ? KEY_UPPER : 0);
     struct jit_block *jb = jit_find(j, b->hva, key);
-    uint64_t stamp;
 
+    if (jb && unlikely(jb->serial != b->serial)) { /* killed by another cpu this moment */
+        block_drop(j, jb);
+        jb = NULL;
+    }
     if (jb)
         return jb;
-    if (b->heat < JIT_HEAT) {
+    if (b->heat < j->heat) {
         b->heat++;
         return NULL;
     }
@@ -148,10 +163,17 @@ static struct jit_block *translate_now(struct jit *j, struct block *b, gva_t rip
         return NULL;
     jb->hash_next = j->hash[hash_of(jb->hva, key)];
     j->hash[hash_of(jb->hva, key)] = jb;
-    stamp = code_stamp(j->cpu, b->page); /* links of the new one may lead to old ones of a page that was entered anew */
+    return jb;
+}
+
+/* false: it is not what memory holds any more. A block that is new leads to older ones of its page. */
+static bool page_fresh(struct jit *j, struct jit_block *jb)
+{
+    const uint64_t stamp = code_stamp(j->cpu, jb->b->page);
+
     if (unlikely(jb->page->stamp != stamp))
         verify_page(j, jb->page, stamp);
-    return jb->dead ? NULL : jb;
+    return likely(!jb->dead);
 }
 
 /* What was translated already, without asking code.c: its page is compared as a whole when it was entered anew. */
@@ -160,7 +182,6 @@ static struct jit_block *find_translated(struct jit *j)
     struct cpu *cpu = j->cpu;
     const gva_t rip = cpu->s.rip;
     struct jit_block *jb;
-    uint64_t stamp;
     hva_t hva;
 
     if (cpu->s.mode != MODE_64 || !cpu_canonical(rip) || cpu->s.paging == PAGING_NONE)
@@ -171,13 +192,7 @@ static struct jit_block *find_translated(struct jit *j)
     jb = jit_find(j, hva | (rip & ~PAGE_MASK), cpu->s.insn_key | (rip >> 63 ? KEY_UPPER : 0));
     if (!jb || unlikely(code_selfcheck(jb->b)))
         return NULL;
-    stamp = code_stamp(cpu, jb->b->page);
-    if (unlikely(jb->page->stamp != stamp)) {
-        verify_page(j, jb->page, stamp);
-        if (jb->dead)
-            return NULL;
-    }
-    return jb;
+    return page_fresh(j, jb) ? jb : NULL;
 }
 
 /* What an indirect branch may use depends on mode and mappings: each combination has a number of its own. User code sees
@@ -233,12 +248,13 @@ static struct jit_block *next_block(struct jit *j, struct block **interpreted)
             return NULL;
         if (cpu->s.mode == MODE_64 && cpu->s.paging != PAGING_NONE && !code_selfcheck(b))
             jb = translate_now(j, b, cpu->s.rip);
-        if (!jb) {
+        if (!jb || !page_fresh(j, jb)) {
             *interpreted = b;
             return NULL;
         }
     }
     choose_salt(j);
+    flat_note_exec(cpu, cpu->s.rip); /* links and caches will lead here without a look into the TLB */
     cpu->s.hot_spare[HOT_PAGE] = cpu->s.rip & PAGE_MASK;
     if (jb->uses_fpu && !cpu->fpu_live)
         host_fpu_load(cpu);
@@ -270,6 +286,37 @@ static void patch_jump(struct jit *j, uint32_t at, uint64_t target)
     memcpy(j->rw + at, &d, 4);
 }
 
+static unsigned insn_offset(const struct jit_block *jb, unsigned index)
+{
+    unsigned at = jb->hva & ~PAGE_MASK;
+
+    for (unsigned i = 0; i < index; i++)
+        at += jb->b->insn[i].len;
+    return at;
+}
+
+/* A branch whose target is not canonical faults itself, with nothing done: take back the stack pointer, and let the
+ * interpreter raise it. */
+static bool branch_undo(struct jit *j, const struct jit_desc *d)
+{
+    struct cpu_state *s = &j->cpu->s;
+    const struct insn *in = &d->jb->b->insn[d->index];
+    gva_t at;
+
+    if (likely(cpu_canonical(s->rip)) || !(op_rows[in->op].attrs & A_BRANCH))
+        return false;
+    at = s->hot_spare[HOT_PAGE] + insn_offset(d->jb, d->index);
+    if (s->rip == at + in->len) /* fell out at the end */
+        return false;
+    if (in->op == OP_CALL)
+        s->gpr[R_RSP] += 8;
+    else if (in->op == OP_RET)
+        s->gpr[R_RSP] -= 8 + (in->nops ? (uint16_t)in->imm : 0);
+    s->rip = at;
+    j->status = in->fn(j->cpu, in);
+    return true;
+}
+
 /* A jump inside of a page, or behind a guard that compares exec_gen: link it when its target is translated. */
 static uint64_t slow_exit(struct jit *j, const struct jit_desc *d)
 {
@@ -280,6 +327,8 @@ static uint64_t slow_exit(struct jit *j, const struct jit_desc *d)
     struct jit_block *jb;
 
     cpu->s.rip = cpu->s.hot_spare[HOT_PAGE] + (int64_t)desc.disp;
+    if (unlikely(branch_undo(j, d)))
+        return 0;
     j->status = CPU_AGAIN;
     if (atomic_load_explicit(&cpu->attention, memory_order_relaxed))
         return 0;
@@ -324,6 +373,7 @@ static uint64_t slow_insn(struct jit *j, const struct jit_desc *d)
             process_kills(j);
         if (d->size)
             flat_fill(cpu, gva);
+        cpu->counters[CC_smc_stops] += d->jb->dead;
         if (d->jb->dead || gen0 != cpu->exec_gen[0] || gen1 != cpu->exec_gen[1])
             return go_on(j);
         if (d->jb->uses_fpu && !cpu->fpu_live)
@@ -354,7 +404,7 @@ uint64_t jit_slow(struct cpu *cpu, uint32_t desc)
     case DESC_CROSS:
         return slow_exit(j, d);
     case DESC_RIP:
-        return go_on(j);
+        return unlikely(branch_undo(j, d)) ? 0 : go_on(j);
     case DESC_FPU:
         host_fpu_load(cpu);
         return (uint64_t)(j->rx + d->resume);
@@ -369,6 +419,7 @@ uint64_t jit_slow(struct cpu *cpu, uint32_t desc)
 
 static int jit_init(struct cpu *cpu)
 {
+    const char *heat = getenv("ANYKVM_JIT_HEAT"); /* 0: tests have each block's first execution translated */
     struct jit *j = calloc(1, sizeof(*j));
 
     if (!j || flat_init(cpu) < 0) {
@@ -376,6 +427,7 @@ static int jit_init(struct cpu *cpu)
         return -1;
     }
     j->cpu = cpu;
+    j->heat = heat ? (uint32_t)strtoul(heat, NULL, 0) : JIT_HEAT;
     cpu->engine_data = j;
     if (cache_init(j) < 0)
         return -1;
@@ -417,9 +469,7 @@ static int safepoint(struct jit *j)
     struct cpu *cpu = j->cpu;
     int st;
 
-    process_kills(j);
-    if (j->used > JIT_CACHE - JIT_BLOCK_MAX || j->ndesc > JIT_DESCS - 1024)
-        cache_reset(j);
+    process_unverify(j);
     if (likely(cpu->s.activity == ACTIVITY_ACTIVE)) {
         if (atomic_load(&cpu->attention) & ATT_UNVERIFY)
             code_ack(cpu);
@@ -427,7 +477,6 @@ static int safepoint(struct jit *j)
     }
     code_run_end(cpu);
     st = cpu_poll(cpu);
-    process_kills(j);
     code_run_begin(cpu);
     return st;
 }
@@ -448,7 +497,7 @@ static int run_some(struct jit *j)
     }
     if (unlikely(cpu_trace_mask & CPU_TRACE_INSN))
         return interp_one_step(cpu);
-    if (unlikely(j->used > JIT_CACHE - JIT_BLOCK_MAX || j->ndesc > JIT_DESCS - 1024))
+    if (unlikely(cache_full(j)))
         cache_reset(j);
     jb = next_block(j, &b);
     if (jb)
@@ -477,14 +526,13 @@ static int jit_run(struct cpu *cpu)
     int st;
 
     hot_words(j);
-    process_kills(j);
     code_run_begin(cpu);
+    process_unverify(j);
     do {
         st = run_some(j);
         if (st == CPU_FAULT)
             st = cpu_exception(cpu);
     } while (st != CPU_VMEXIT);
-    process_kills(j);
     code_run_end(cpu);
     return st;
 }

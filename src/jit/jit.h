@@ -24,7 +24,7 @@
 #define JIT_BLOCK_MAX 16384u      /* bytes that one block can need */
 #define JIT_DESCS     (1u << 20)
 #define JIT_HASH      (1u << 16)
-#define JIT_HEAT      3u          /* times that a block is interpreted before it is translated */
+#define JIT_HEAT      3u          /* times that a block is interpreted before it is translated; $ANYKVM_JIT_HEAT */
 #define JC_SLOTS      (1u << 16)
 
 enum desc_kind {
@@ -61,7 +61,8 @@ struct jit_page {
 };
 
 struct jit_block {
-    struct block *b;
+    struct block *b;          /* may be freed once its death is in the kill ring: serial is what tells */
+    uint64_t serial;
     hva_t hva;
     uint32_t key;             /* insn_key, and KEY_UPPER */
     uint32_t code;            /* offset of the entry */
@@ -97,7 +98,8 @@ struct jit {
     struct jit_block *hash[JIT_HASH];
     struct jit_page *pages[JIT_HASH];
     struct jc_entry *jc;
-    uint64_t kills_seen;
+    uint64_t kills_seen, unverify_seen;
+    uint32_t heat;                /* JIT_HEAT */
     struct jit_salt salts[JIT_SALTS], *salt; /* the last: in force */
     uint64_t next_salt;
     unsigned salt_victim;
@@ -120,6 +122,10 @@ struct jit_block *jit_find(struct jit *, hva_t hva, uint32_t key);
 uint64_t jit_slow(struct cpu *, uint32_t desc); /* called by translated code: where to go on (host address), 0: leave */
 void page_cover(struct jit_page *, const struct jit_block *); /* the page's copy has the block's bytes */
 /* cache.c */
+static inline bool cache_full(const struct jit *j) /* no room for the next block for certain */
+{
+    return j->used > JIT_CACHE - JIT_BLOCK_MAX || j->ndesc > JIT_DESCS - 1024 || j->nsite > JIT_DESCS - 1024;
+}
 int cache_init(struct jit *);
 void cache_destroy(struct jit *);
 void cache_reset(struct jit *);

@@ -660,12 +660,24 @@ static bool tr_setcc(struct tr *t)
 }
 
 /* ---- branches ---- */
+/* Page offset of a relative target; false: beyond 32 bits, or cut to the operand size. */
+static bool relative(const struct tr *t, int32_t *disp)
+{
+    const int64_t d = (int64_t)t->next_off + (int64_t)t->in->imm;
+
+    *disp = (int32_t)d;
+    return d == (int32_t)d && t->in->opsize == 8;
+}
+
 static bool tr_jcc(struct tr *t)
 {
     const struct insn *in = t->in;
-    const int32_t disp = (int32_t)t->next_off + (int32_t)in->imm;
-    uint8_t *over = e_jcc_later(&t->e, cond_of(in->op) ^ 1);
+    int32_t disp;
+    uint8_t *over;
 
+    if (!relative(t, &disp))
+        return false;
+    over = e_jcc_later(&t->e, cond_of(in->op) ^ 1);
     tr_goto(t, disp);
     e_fix32(&t->e, over, t->e.w);
     tr_goto(t, t->next_off);
@@ -676,9 +688,12 @@ static bool tr_jcc(struct tr *t)
 static bool tr_jmp(struct tr *t)
 {
     const struct insn *in = t->in;
+    int32_t disp;
 
     if (in->o[0].kind == OPK_REL) {
-        tr_goto(t, (int32_t)t->next_off + (int32_t)in->imm);
+        if (!relative(t, &disp))
+            return false;
+        tr_goto(t, disp);
     } else if (is_reg(in, 0) && in->o[0].size == 8) {
         e_mov_load(&t->e, T0, r(in, 0));
         tr_goto_reg(t);
@@ -713,8 +728,9 @@ static bool tr_call(struct tr *t)
 {
     const struct insn *in = t->in;
     const int32_t temp = CPU(s.rip); /* exact only after a spill: free here */
+    int32_t disp = 0;
 
-    if (in->opsize == 2 || in->aux == 1 || (in->o[0].kind != OPK_REL && in->o[0].size != 8))
+    if (in->opsize == 2 || in->aux == 1 || (in->o[0].kind == OPK_REL ? !relative(t, &disp) : in->o[0].size != 8))
         return false;
     if (is_mem(in, 0)) {
         struct rm rm;
@@ -735,7 +751,7 @@ static bool tr_call(struct tr *t)
     e_mov_store(&t->e, rm_mem(T0, 0), T1);
     push_done(t);
     if (in->o[0].kind == OPK_REL) {
-        tr_goto(t, (int32_t)t->next_off + (int32_t)in->imm);
+        tr_goto(t, disp);
     } else {
         e_mov_load(&t->e, T0, rm_cpu(temp));
         tr_goto_reg(t);

@@ -371,7 +371,7 @@ struct jit_block *jit_translate(struct jit *j, struct block *b, gva_t rip)
     struct jit_block *jb;
     const uint32_t first_site = j->nsite;
 
-    if (j->used > JIT_CACHE - JIT_BLOCK_MAX || j->ndesc > JIT_DESCS - 1024 || j->nsite > JIT_DESCS - 1024)
+    if (cache_full(j))
         return NULL;
     jb = calloc(1, sizeof(*jb));
     memset(t, 0, offsetof(struct tr, stub));
@@ -383,6 +383,7 @@ struct jit_block *jit_translate(struct jit *j, struct block *b, gva_t rip)
         return NULL;
     }
     jb->b = b;
+    jb->serial = b->serial;
     jb->hva = b->hva;
     jb->key = b->key | (rip >> 63 ? KEY_UPPER : 0);
     jb->code = j->used;

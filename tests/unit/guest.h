@@ -3,7 +3,7 @@
  * a VMCS are made here, and the test plays the hypervisor.
  *
  *     struct guest g;
- *     guest_create(&g, "interp");
+ *     guest_create(&g, guest_engine());
  *     guest_code(&g, "\x0f\xa2", 2);                  // cpuid, at GUEST_CODE
  *     assert_int_equal(guest_run(&g), EXIT_REASON_CPUID);
  *     guest_skip(&g);                                 // RIP past it
@@ -223,6 +223,14 @@ static inline void guest_vmcs_state(struct guest *g)
     guest_w(g, GUEST_PENDING_DBG_EXCEPTIONS, 0);
     guest_w(g, VM_ENTRY_INTR_INFO_FIELD, 0);
     guest_w(g, VM_ENTRY_CONTROLS, guest_r(g, VM_ENTRY_CONTROLS) | ENTRY_IA32E_MODE);
+}
+
+/* The tests run once for each engine that runs guest code (meson.build). */
+static inline const char *guest_engine(void)
+{
+    const char *name = getenv("ANYKVM_TEST_ENGINE");
+
+    return name ? name : "interp";
 }
 
 static inline void guest_create(struct guest *g, const char *engine)

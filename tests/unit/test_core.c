@@ -13,7 +13,7 @@ static int setup(void **state)
 {
     static struct guest g;
 
-    guest_create(&g, "interp");
+    guest_create(&g, guest_engine());
     *state = &g;
     return 0;
 }

@@ -33,7 +33,7 @@ static int setup(void **state)
 {
     static struct guest g;
 
-    guest_create(&g, "interp");
+    guest_create(&g, guest_engine());
     *state = &g;
     return 0;
 }
@@ -158,10 +158,11 @@ static void decoded_code_is_bounded(void **state)
     memset(g->ram + from, 0x90, size);
     memcpy(g->ram + from + size, "\x0f\x01\xc1", 3);
     for (unsigned i = 0; i < 2; i++) {
-        const uint64_t before = counter(g, CC_insns);
+        const uint64_t before = counter(g, CC_insns) + counter(g, CC_insns_translated);
 
         run_to_vmcall(g, from);
-        assert_int_equal(counter(g, CC_insns) - before, size);
+        /* a translated block counts all of its instructions when it is entered: the VMCALL too */
+        assert_in_range(counter(g, CC_insns) + counter(g, CC_insns_translated) - before, size, size + 1);
     }
     assert_true(g->domain->code->bytes <= CODE_LIMIT + (1 << 20));
     assert_true(g->domain->code->dead_bytes <= CODE_LIMIT + (1 << 20));
@@ -277,7 +278,7 @@ static void second_cpu(struct guest *g, struct guest *first)
     g->pages = aligned_alloc(4096, sizeof(*g->pages));
     assert_non_null(g->pages);
     memset(g->pages, 0, sizeof(*g->pages));
-    g->cpu = cpu_create(g->domain, 1, "interp");
+    g->cpu = cpu_create(g->domain, 1, guest_engine());
     assert_non_null(g->cpu);
     assert_int_equal(cpu_rdmsr(MSR_IA32_VMX_BASIC, &basic), 0);
     *(uint32_t *)g->pages->vmxon = *(uint32_t *)g->pages->vmcs = basic & 0x7fffffff;

@@ -218,7 +218,7 @@ static void integer_rows_equal_the_host(void **state)
 
     assert_ptr_equal(
         mmap(DATA, DATA_SIZE, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_FIXED_NOREPLACE, -1, 0), DATA);
-    guest_create(&g, "interp");
+    guest_create(&g, guest_engine());
     guest_w(&g, EXCEPTION_BITMAP, ~0u);
     for (const struct isa_case *c = __start_isa_cases; c < __stop_isa_cases; c++, count++) {
         for (unsigned i = 0; i < CASES_EACH; i++) {
