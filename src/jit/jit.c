@@ -520,6 +520,25 @@ static void hot_words(struct jit *j)
     cpu->s.hot_spare[HOT_CPU] = (uint64_t)cpu;
 }
 
+int jit_run_alone(struct cpu *cpu, struct block *b)
+{
+    struct jit *j = cpu->engine_data;
+    struct jit_block *jb;
+
+    host_fpu_save(cpu);
+    if (!(jb = jit_translate(j, b, cpu->s.rip))) {
+        cache_reset(j);
+        jb = jit_translate(j, b, cpu->s.rip);
+    }
+    hot_words(j);
+    choose_salt(j);
+    cpu->s.hot_spare[HOT_PAGE] = cpu->s.rip & PAGE_MASK;
+    cpu_attend(cpu, ATT_KICK); /* nothing runs behind it */
+    if (jb->uses_fpu)
+        host_fpu_load(cpu);
+    return run_translated(j, jb);
+}
+
 static int jit_run(struct cpu *cpu)
 {
     struct jit *j = cpu->engine_data;

@@ -119,6 +119,7 @@ _Static_assert(HOT_COUNT <= 10, "state.def: hot_spare");
 
 /* jit.c */
 struct jit_block *jit_find(struct jit *, hva_t hva, uint32_t key);
+int jit_run_alone(struct cpu *, struct block *); /* translate and run one block, for tests: CPU_AGAIN, or its fault */
 uint64_t jit_slow(struct cpu *, uint32_t desc); /* called by translated code: where to go on (host address), 0: leave */
 void page_cover(struct jit_page *, const struct jit_block *); /* the page's copy has the block's bytes */
 /* cache.c */

@@ -479,7 +479,9 @@ static bool differs(const struct form *f)
 {
     static const char *const names[] = {"rax", "rcx", "rdx", "rbx", "rsp", "rbp", "rsi", "rdi",
                                         "r8",  "r9",  "r10", "r11", "r12", "r13", "r14", "r15"};
-    const uint64_t masked = (host.vector < 0 ? op_rows[f->row].undef : 0) | F_TF | F_RF;
+    /* translated code checks operands with the flags of an instruction that is going to write them all */
+    const uint64_t faulted = guest_translated() ? op_rows[f->row].must : 0;
+    const uint64_t masked = (host.vector < 0 ? op_rows[f->row].undef : faulted) | F_TF | F_RF;
 
     if (named(f, LONG_OPERANDS) && host.vector == VEC_PF) {
         /* which part of a long operand the host touches first is its own business, and how much of it XRSTOR reads */

@@ -2,11 +2,13 @@
  * guest_run.c: one instruction by the interpreter's function, as a user program in long mode: 4-level paging over a
  * copy of the arena, without EPT (what the processor calls physical are addresses of this process). */
 #include "isa.h"
+#include "../../src/jit/jit.h"
 #include <stdio.h>
 #include <stdlib.h>
 #include <sys/mman.h>
 
 static struct cpu *cpu;
+static bool translated; /* by the engine "jit" */
 static uint8_t *pages;
 static uint64_t *tables; /* PML4, PDPT, PD, PT */
 
@@ -22,6 +24,11 @@ uint8_t *guest_page(unsigned pg)
 struct cpu *guest_cpu(void)
 {
     return cpu;
+}
+
+bool guest_translated(void)
+{
+    return translated;
 }
 
 static void map_arena(void)
@@ -60,12 +67,12 @@ void guest_mode(enum cpu_mode mode)
     cpu_mode_changed(cpu);
 }
 
-void guest_side_init(void)
+void guest_side_init(const char *engine)
 {
     struct cpu_domain *domain = cpu_domain_create();
     struct cpu_state *s;
 
-    cpu = domain ? cpu_create(domain, 0, "interp") : NULL;
+    cpu = domain ? cpu_create(domain, 0, engine) : NULL;
     pages = mmap(NULL, ARENA_PAGES * PAGE_SIZE, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
     tables = aligned_alloc(PAGE_SIZE, 4 * PAGE_SIZE);
     if (!cpu || pages == MAP_FAILED || !tables) {
@@ -85,8 +92,42 @@ void guest_side_init(void)
     s->tr.limit = 0x67; /* no I/O permission map */
     s->tr.attr = 0x8b;
     s->ldtr.attr = AR_UNUSABLE;
+    translated = !strcmp(engine, "jit");
     host_enter(cpu);
     guest_mode(MODE_64);
+}
+
+/* A block of the instruction alone; or, in every second case of those that leave the flags alone, with one behind it that
+ * writes them all: checks of memory operands are then emitted in another way. */
+static int run_translated(const struct insn *in, const struct regs *r)
+{
+    static struct code_page page;
+    static struct block *b;
+    static bool with_test;
+    const struct op_row *row = &op_rows[in->op];
+    const uint64_t flags = cpu->s.flags;
+    int st;
+
+    if (!b && !(b = aligned_alloc(64, (sizeof(*b) + 4 * sizeof(*in)) & ~63ull)))
+        exit(2);
+    with_test = !with_test && !row->must && !row->may && !(row->attrs & (A_BRANCH | A_SYS));
+    memset(b, 0, sizeof(*b));
+    b->hva = (hva_t)guest_page(PG_CODE) + (r->rip & ~PAGE_MASK);
+    b->key = cpu->s.insn_key;
+    b->page = &page;
+    b->n = 1 + with_test;
+    b->bytes = in->len + 2 * with_test;
+    b->insn[0] = *in;
+    if (with_test)
+        insn_decode((const uint8_t[]){0x85, 0xc0}, 2, MODE_64, &b->insn[1]);
+    b->insn[b->n].fn = in_block_end;
+    st = jit_run_alone(cpu, b);
+    if (with_test) {
+        cpu->s.flags = flags;
+        if (cpu->s.rip == r->rip + in->len + 2)
+            cpu->s.rip -= 2;
+    }
+    return st;
 }
 
 void guest_run(const struct insn *in, const struct regs *r, struct outcome *o)
@@ -102,9 +143,9 @@ void guest_run(const struct insn *in, const struct regs *r, struct outcome *o)
     cpu->fpu->area->xstate_bv = fpu_layout()->mask;
     cpu->fpu->fip = cpu->fpu->fdp = cpu->fpu->fop = cpu->fpu->fcs = cpu->fpu->fds = 0;
     do
-        st = in->fn(cpu, in);
-    while (st == CPU_AGAIN && ++steps < MAX_STEPS);
-    if (st == CPU_OK || st == CPU_RESCAN)
+        st = translated ? run_translated(in, r) : in->fn(cpu, in);
+    while (st == CPU_AGAIN && s->rip == r->rip && ++steps < MAX_STEPS);
+    if (!translated && (st == CPU_OK || st == CPU_RESCAN))
         s->rip = (s->rip + in->len) & s->ip_mask;
     host_fpu_save(cpu);
 

@@ -1,7 +1,7 @@
 /* SPDX-License-Identifier: MIT
  * isa.c: every row of ops.def against the host CPU.
  *
- * isa [-n cases per form] [-m 64|32|16] [-r regex-free row name prefix] [-s seed] [-v] [-q rows|vec|int] */
+ * isa [-n cases per form] [-m 64|32|16] [-r regex-free row name prefix] [-s seed] [-v] [-q rows|vec|int] [-e engine] */
 #include "isa.h"
 #include <stdio.h>
 #include <stdlib.h>
@@ -63,14 +63,14 @@ static unsigned cases_of(const struct forms *forms, unsigned i, unsigned n)
 
 int main(int argc, char **argv)
 {
-    const char *prefix = NULL, *set = NULL;
+    const char *prefix = NULL, *set = NULL, *engine = "interp";
     enum cpu_mode mode = MODE_64;
     struct totals total = {0};
     struct forms forms;
     unsigned n = 200;
     int c;
 
-    while ((c = getopt(argc, argv, "n:m:r:s:q:v")) != -1) {
+    while ((c = getopt(argc, argv, "n:m:r:s:q:e:v")) != -1) {
         switch (c) {
         case 'n':
             n = atoi(optarg);
@@ -87,6 +87,9 @@ int main(int argc, char **argv)
         case 'q':
             set = optarg;
             break;
+        case 'e':
+            engine = optarg;
+            break;
         case 'v':
             verbose++;
             break;
@@ -96,7 +99,7 @@ int main(int argc, char **argv)
     }
     setvbuf(stdout, NULL, _IOLBF, 0);
     host_side_init();
-    guest_side_init();
+    guest_side_init(engine);
     host_signals_init();
     guest_mode(mode);
     forms_find(mode, &forms);

@@ -57,7 +57,8 @@ void host_run(enum cpu_mode, const struct regs *in, struct outcome *out);
  * the 64-bit encoding of the same operation on the same operands, where there is one. */
 bool host_has_mode(enum cpu_mode);
 
-void guest_side_init(void);
+void guest_side_init(const char *engine);
+bool guest_translated(void);
 uint8_t *guest_page(unsigned pg);
 struct cpu *guest_cpu(void);
 void guest_mode(enum cpu_mode);

@@ -229,7 +229,7 @@ int main(void)
     const size_t size = (cpu_fpu_area_size() + 63) & ~63ul;
 
     host_side_init();
-    guest_side_init();
+    guest_side_init("interp");
     host_signals_init();
     regs.fpu = aligned_alloc(64, size);
     out.r.fpu = aligned_alloc(64, size);
