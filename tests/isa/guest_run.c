@@ -144,7 +144,7 @@ void guest_run(const struct insn *in, const struct regs *r, struct outcome *o)
     cpu->fpu->fip = cpu->fpu->fdp = cpu->fpu->fop = cpu->fpu->fcs = cpu->fpu->fds = 0;
     do
         st = translated ? run_translated(in, r) : in->fn(cpu, in);
-    while (st == CPU_AGAIN && s->rip == r->rip && ++steps < MAX_STEPS);
+    while (st == CPU_AGAIN && s->rip == r->rip && !(op_rows[in->op].attrs & A_BRANCH) && ++steps < MAX_STEPS);
     if (!translated && (st == CPU_OK || st == CPU_RESCAN))
         s->rip = (s->rip + in->len) & s->ip_mask;
     host_fpu_save(cpu);
