@@ -299,8 +299,8 @@ int fuzz_main(const struct fuzzer *fuzzer, int argc, char **argv)
     progress = mmap(NULL, sizeof(*progress), PROT_READ | PROT_WRITE, MAP_SHARED | MAP_ANONYMOUS, -1, 0);
     if (progress == MAP_FAILED)
         return 1;
-    if (o.engine)
-        return run_engine(fuzzer, &o, o.engine);
+    if (o.engine || fuzzer->once)
+        return run_engine(fuzzer, &o, o.engine ? o.engine : engines[0]);
     for (i = 0; i < sizeof(engines) / sizeof(engines[0]); i++)
         if (engine_exists(engines[i])) {
             failed |= run_engine(fuzzer, &o, engines[i]);

@@ -34,6 +34,7 @@ struct fuzzer {
     unsigned count;             /* at most that many cases; 0: as many as the time allows */
     unsigned case_seconds;      /* a case that takes longer hangs */
     void (*one)(uint64_t seed); /* fails by fuzz_fail() */
+    bool once;                  /* it sets the engine itself: one run */
     void (*report)(void);       /* at the end: counters, and whether enough was reached */
 };
 int fuzz_main(const struct fuzzer *, int argc, char **argv);

@@ -57,8 +57,8 @@ HANDLER(
     "lea 0xc000(%eax), %ebx; mov 0(%ebx), %eax; mov 8(%ebx), %ecx; mov 16(%ebx), %edx; mov 40(%ebx), %ebp;"
     "mov 48(%ebx), %esi; mov 56(%ebx), %edi; mov 24(%ebx), %ebx; iretl");
 HANDLER(handler64, "64",
-        "mov $0xec00, %esp; incl 0xd100; mov 0xd100, %eax; pushq 0xd020; pushq 0xd018; pushq 0xd010; pushq 0xd008;" NEXT
-        "add 0xd028, %eax; push %rax; mov 0xd100, %eax;" SET
+        "mov $0xec00, %esp; incl 0xd100; mov 0xd100, %eax; test $63, %al; jnz 1f; out %al, $0x11; 1: pushq 0xd020; "
+        "pushq 0xd018; pushq 0xd010; pushq 0xd008;" NEXT "add 0xd028, %eax; push %rax; mov 0xd100, %eax;" SET
         "lea 0xc000(%rax), %rbx; mov 0(%rbx), %rax; mov 8(%rbx), %rcx; mov 16(%rbx), %rdx; mov 40(%rbx), %rbp;"
         "mov 48(%rbx), %rsi; mov 56(%rbx), %rdi; mov 64(%rbx), %r8; mov 72(%rbx), %r9; mov 80(%rbx), %r10;"
         "mov 88(%rbx), %r11; mov 96(%rbx), %r12; mov 104(%rbx), %r13; mov 112(%rbx), %r14; mov 120(%rbx), %r15;"
@@ -91,7 +91,12 @@ static void offer_cpuid(struct guest *g, struct rng *r)
 
 void guest_create(struct guest *g, struct rng *r)
 {
-    *g = (struct guest){.mode = &rnd_of(r, modes)};
+    guest_create_mode(g, r, (unsigned)rnd_below(r, sizeof(modes) / sizeof(modes[0])));
+}
+
+void guest_create_mode(struct guest *g, struct rng *r, unsigned mode)
+{
+    *g = (struct guest){.mode = &modes[mode]};
     must(g->sys = anykvm_open("/dev/kvm", O_RDWR | O_CLOEXEC), "open");
     must(g->vm = anykvm_ioctl(g->sys, KVM_CREATE_VM, 0), "KVM_CREATE_VM");
     if (one_in(r, 3))
@@ -154,17 +159,18 @@ static void descriptors(struct guest *g)
         0x00cf93000000ffff,
         0x00cf9b000000ffff, /* code32 */
         0x008f9b000000ffff, /* code16 */
+        0x008f93000000ffff,
         0x00affb000000ffff, /* code64, ring 3 */
         0x00cff3000000ffff,
         0x00cffb000000ffff,                                              /* code32, ring 3 */
         0x00008b0000000067 | (uint64_t)(G_TSS & 0xffff) << 16,           /* the TSS, busy */
         0,                                                               /* its upper half in long mode */
-        0x00000000,                                                      /* 0x50 */
         0x0000890000000067 | (uint64_t)((G_TSS + 0x200) & 0xffff) << 16, /* another task */
         0x0000ec0000180000 | (G_HANDLER & 0xffff),                       /* a call gate */
         0x0000e50000580000,                                              /* a task gate */
     };
 
+    _Static_assert(sizeof(common) <= GDT_BYTES, "the table's limit");
     memcpy(g->ram + G_GDT, common, sizeof(common));
 }
 

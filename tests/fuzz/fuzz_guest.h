@@ -28,10 +28,14 @@ struct guest {
     const struct guest_mode *mode;
 };
 void guest_create(struct guest *, struct rng *); /* VM, RAM, a vCPU with or without the offered CPUID */
+enum { GUEST_LONG_RING0 = 7, GUEST_LONG_RING3 = 8 };
+void guest_create_mode(struct guest *, struct rng *, unsigned mode);
 void guest_destroy(struct guest *);
 void guest_tables(struct guest *, struct rng *);    /* descriptor and page tables, handlers, register pool */
 void guest_registers(struct guest *, struct rng *); /* SREGS of a mode, REGS at a place of the code */
 void guest_slot(struct guest *, unsigned flags);
 void guest_hostile_sregs(struct guest *, struct rng *); /* changes some field; KVM may refuse */
+/* Fills memory with random instructions (fuzz_insn.c). */
+void fuzz_fill_code(struct rng *, uint8_t *code, size_t size);
 
 #endif
