@@ -23,6 +23,23 @@ ANYKVM_API void *anykvm_mmap(void *addr, size_t len, int prot, int flags, int fd
 ANYKVM_API bool anykvm_owns(int fd);
 /* Async-signal-safe. A signal handler of the client ran on this thread: its vCPU, if any, leaves KVM_RUN with EINTR. */
 ANYKVM_API void anykvm_signal_arrived(void);
+/* ---- for a caller that stands where libc stands (src/shim) ----
+ * True when fd is in this process's table; no system call, async-signal-safe. Numbers that came by ways that nobody told
+ * of (dup by system call, a socket) are not in it until anykvm_ioctl() or anykvm_owns() sees them. */
+ANYKVM_API bool anykvm_known(int fd);
+/* The lowest number >= fd that is in the table, or -1. */
+ANYKVM_API int anykvm_next(int fd);
+/* made is a duplicate of fd. Without effect where fd is not known. */
+ANYKVM_API void anykvm_duplicated(int fd, int made);
+/* The number is about to be given out again (dup2): forget it as anykvm_close() would, but leave it open. */
+ANYKVM_API void anykvm_forget(int fd);
+struct sigaction;
+/* sigaction() for SIGSEGV, SIGBUS, SIGFPE, SIGILL and SIGTRAP: after the first anykvm_open() the handlers that the
+ * kernel knows are anykvm's, and these are what it passes on to. Other signals: libc's sigaction. */
+ANYKVM_API int anykvm_sigaction(int sig, const struct sigaction *act, struct sigaction *old);
+/* The calling thread changed its signal mask: the five above must not stay blocked in KVM_RUN. */
+ANYKVM_API void anykvm_sigmask_changed(void);
+
 /* "anykvm 0.1" and the vendor, engine and parameters in force, one "name=value" a line, for `anykvm check`.
  * Returns the length that the text has (snprintf's rule). */
 ANYKVM_API int anykvm_describe(char *buf, size_t size);

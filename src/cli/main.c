@@ -12,6 +12,7 @@ static const struct {
     const char *help;
 } commands[] = {
     {"run", cmd_run, "start a virtual machine"},
+    {"exec", cmd_exec, "start any KVM client (QEMU ...), which finds a working /dev/kvm"},
     {"check", cmd_check, "show what this machine has and what will be used"},
     {"stat", cmd_stat, "run a command and print exits, entries and time by mode; -p PID: of a running one"},
     {"trace", cmd_trace, "run a command and print ioctls, call chains, exits and injections"},

@@ -47,6 +47,12 @@ void cpu_set_guest_cpuid(struct cpu *, const struct cpuid_regs *leaf1, const str
 void cpu_kick(struct cpu *);
 bool cpu_in_guest(const struct cpu *); /* a hint, may be stale */
 
+/* -------- host signals (SEGV BUS FPE ILL TRAP) -------- */
+struct sigaction;
+/* sigaction() as the client means it: what the processor's handlers pass on to, once they are installed. */
+int cpu_sigaction(int sig, const struct sigaction *act, struct sigaction *old);
+void cpu_sigmask_changed(void); /* on this thread: looked at again when it next runs a cpu */
+
 /* -------- guest FPU state: an XSAVE area in the host's own standard layout -------- */
 void *cpu_fpu_area(struct cpu *); /* valid outside of guest mode; header XSTATE_BV tells what is not initial */
 size_t cpu_fpu_area_size(void);   /* CPUID 0xd.0 EBX for all of the host's components that we offer */

@@ -4,7 +4,9 @@
  * mask, control words. */
 #include "engine.h"
 #include "host.h"
+#include <pthread.h>
 #include <signal.h>
+#include <stdatomic.h>
 #include <stdlib.h>
 #include <ucontext.h>
 #include <unistd.h>
@@ -21,7 +23,10 @@ struct extable_sorted {
 };
 
 static const int sync_signals[] = {SIGSEGV, SIGBUS, SIGFPE, SIGILL, SIGTRAP};
-static struct sigaction earlier[ARRAY_SIZE(sync_signals)];
+static struct sigaction earlier[ARRAY_SIZE(sync_signals)][2]; /* the client's, and room for its successor */
+static _Atomic unsigned earlier_index[ARRAY_SIZE(sync_signals)];
+static pthread_mutex_t earlier_lock = PTHREAD_MUTEX_INITIALIZER;
+static bool installed; /* under earlier_lock */
 static struct extable_sorted *extable;
 static size_t extable_rows;
 static pthread_once_t once = PTHREAD_ONCE_INIT;
@@ -102,7 +107,7 @@ int host_fault(int sig, void *siginfo, void *ucontext)
 /* Not ours: what would have happened without us. */
 static void chain(unsigned slot, int sig, siginfo_t *si, void *uc)
 {
-    const struct sigaction *old = &earlier[slot];
+    const struct sigaction copy = earlier[slot][atomic_load(&earlier_index[slot])], *old = &copy;
     sigset_t block, mask;
 
     if (!(old->sa_flags & SA_SIGINFO) && old->sa_handler == SIG_IGN && si->si_code <= 0)
@@ -126,7 +131,7 @@ static void chain(unsigned slot, int sig, siginfo_t *si, void *uc)
     pthread_sigmask(SIG_SETMASK, &mask, NULL);
 }
 
-/* Runs on the interrupted stack (no SA_ONSTACK: an alternate stack is the client's). The kernel saved the interrupted
+/* Runs on the interrupted stack unless the client asked for its alternate one. The kernel saved the interrupted
  * vector state in the frame and puts it back, so the guest's is safe here. */
 static void on_signal(int sig, siginfo_t *si, void *uc)
 {
@@ -138,14 +143,53 @@ static void on_signal(int sig, siginfo_t *si, void *uc)
     }
 }
 
-static void init_once(void)
+/* The client's wish for an alternate stack is honoured: its handler may be there for an overflown one. */
+static int install(int sig, int client_flags, struct sigaction *old)
 {
     struct sigaction sa = {.sa_sigaction = on_signal, .sa_flags = SA_SIGINFO | SA_NODEFER | SA_RESTART};
 
-    extable_init();
     sigemptyset(&sa.sa_mask);
-    for (unsigned i = 0; i < ARRAY_SIZE(sync_signals); i++)
-        sigaction(sync_signals[i], &sa, &earlier[i]);
+    sa.sa_flags |= client_flags & SA_ONSTACK;
+    return sigaction(sig, &sa, old);
+}
+
+static void init_once(void)
+{
+    extable_init();
+    pthread_mutex_lock(&earlier_lock);
+    for (unsigned i = 0; i < ARRAY_SIZE(sync_signals); i++) {
+        sigaction(sync_signals[i], NULL, &earlier[i][0]);
+        install(sync_signals[i], earlier[i][0].sa_flags, NULL);
+    }
+    installed = true;
+    pthread_mutex_unlock(&earlier_lock);
+}
+
+int cpu_sigaction(int sig, const struct sigaction *act, struct sigaction *old)
+{
+    struct sigaction before;
+    unsigned i = 0;
+    int r = 0;
+
+    while (i < ARRAY_SIZE(sync_signals) && sync_signals[i] != sig)
+        i++;
+    pthread_mutex_lock(&earlier_lock);
+    if (i == ARRAY_SIZE(sync_signals) || !installed) {
+        r = sigaction(sig, act, old);
+    } else {
+        const unsigned now = atomic_load(&earlier_index[i]);
+
+        before = earlier[i][now];
+        if (act) {
+            earlier[i][!now] = *act;
+            atomic_store(&earlier_index[i], !now);
+            r = install(sig, act->sa_flags, NULL);
+        }
+        if (old)
+            *old = before;
+    }
+    pthread_mutex_unlock(&earlier_lock);
+    return r;
 }
 
 void host_init(void)
@@ -156,6 +200,11 @@ void host_init(void)
 /* A blocked synchronous signal kills the process, and clients block most signals in their vCPU threads. They do so
  * before the first run; asking the kernel at each of many entries a millisecond would cost as much as the entry, so the
  * mask is looked at on a thread's first run and then every 2^22 cycles (about a millisecond). */
+void cpu_sigmask_changed(void)
+{
+    mask_checked = 0;
+}
+
 static void unblock_sync_signals(void)
 {
     const uint64_t now = __builtin_ia32_rdtsc();

@@ -241,7 +241,7 @@ static int other_number(uint64_t dev, uint64_t ino, int but)
     return found;
 }
 
-int anykvm_close(int fd)
+void anykvm_forget(int fd)
 {
     struct kvm_file *f = file_get(fd), *last = NULL;
     file_slot *slot = slot_of(fd, false);
@@ -251,7 +251,7 @@ int anykvm_close(int fd)
     if (!f || getpid() != f->mm_owner) {
         if (f)
             file_put(f);
-        return close(fd);
+        return;
     }
     if (f->numbers == 1)
         other = other_number(f->dev, f->ino, fd);
@@ -270,7 +270,50 @@ int anykvm_close(int fd)
     if (last)
         file_put(last);
     file_put(f);
+}
+
+int anykvm_close(int fd)
+{
+    anykvm_forget(fd);
     return close(fd);
+}
+
+bool anykvm_known(int fd)
+{
+    file_slot *slot = slot_of(fd, false);
+
+    return slot && atomic_load_explicit(slot, memory_order_relaxed);
+}
+
+int anykvm_next(int fd)
+{
+    for (fd = fd < 0 ? 0 : fd; fd < CHUNKS * CHUNK_FDS; fd++) {
+        if (!atomic_load_explicit(&table[fd / CHUNK_FDS], memory_order_relaxed))
+            fd |= CHUNK_FDS - 1; /* the loop goes on behind the chunk */
+        else if (anykvm_known(fd))
+            return fd;
+    }
+    return -1;
+}
+
+void anykvm_duplicated(int fd, int made)
+{
+    struct kvm_file *f = anykvm_known(fd) ? file_get(fd) : NULL, *stale = NULL;
+    file_slot *slot;
+
+    if (!f)
+        return;
+    pthread_mutex_lock(&table_lock);
+    slot = getpid() == f->mm_owner ? slot_of(made, true) : NULL;
+    if (slot && atomic_load(slot) != f) {
+        stale = number_forget(slot);
+        f->numbers++;
+        atomic_store(slot, f);
+    }
+    pthread_mutex_unlock(&table_lock);
+    if (stale)
+        file_put(stale);
+    file_put(f);
 }
 
 int anykvm_open(const char *path, int flags)

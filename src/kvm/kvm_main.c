@@ -268,6 +268,16 @@ void anykvm_signal_arrived(void)
     cpu_kick(vcpu->arch.cpu);
 }
 
+int anykvm_sigaction(int sig, const struct sigaction *act, struct sigaction *old)
+{
+    return cpu_sigaction(sig, act, old);
+}
+
+void anykvm_sigmask_changed(void)
+{
+    cpu_sigmask_changed();
+}
+
 struct kvm_vcpu *kvm_get_vcpu_by_id(struct kvm *kvm, int id)
 {
     const int n = atomic_load(&kvm->online_vcpus);

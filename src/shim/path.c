@@ -1,0 +1,214 @@
+/* SPDX-License-Identifier: MIT
+ * path.c: /dev/kvm by name: a character device 10:232 that anybody may open. */
+#include "shim.h"
+#include <limits.h>
+#include <stdlib.h>
+#include <string.h>
+#include <sys/sysmacros.h>
+
+#define KVM_RDEV makedev(10, 232)
+#define KVM_INO  232 /* in /dev; any number serves */
+
+/* "/dev//./kvm" is "/dev/kvm" */
+static bool same_path(const char *path, const char *plain)
+{
+    while (*path == *plain) {
+        if (!*path)
+            return true;
+        if (*path == '/')
+            while (path[1] == '/' || (path[1] == '.' && path[2] == '/'))
+                path += path[1] == '/' ? 1 : 2;
+        path++;
+        plain++;
+    }
+    return false;
+}
+
+bool shim_is_kvm(int dirfd, const char *path)
+{
+    char link[40], dir[PATH_MAX];
+    ssize_t n;
+
+    if (!path)
+        return false;
+    if (path[0] == '/')
+        return same_path(path, "/dev/kvm");
+    if (!same_path(path, "kvm") && !same_path(path, "./kvm"))
+        return false;
+    if (dirfd == AT_FDCWD)
+        strcpy(link, "/proc/self/cwd");
+    else
+        snprintf(link, sizeof(link), "/proc/self/fd/%d", dirfd);
+    n = readlink(link, dir, sizeof(dir));
+    return n == 4 && !memcmp(dir, "/dev", 4);
+}
+
+/* ---- open ---- */
+static int open_kvm(int flags)
+{
+    if ((flags & (O_CREAT | O_EXCL)) == (O_CREAT | O_EXCL)) {
+        errno = EEXIST;
+        return -1;
+    }
+    if (flags & O_DIRECTORY) {
+        errno = ENOTDIR;
+        return -1;
+    }
+    return anykvm_open("/dev/kvm", flags);
+}
+
+#define MODE(flags)                                                \
+    ({                                                             \
+        mode_t mode_ = 0;                                          \
+        if ((flags)&O_CREAT || ((flags)&O_TMPFILE) == O_TMPFILE) { \
+            va_list ap_;                                           \
+            va_start(ap_, flags);                                  \
+            mode_ = va_arg(ap_, mode_t);                           \
+            va_end(ap_);                                           \
+        }                                                          \
+        mode_;                                                     \
+    })
+
+EXPORT int open(const char *path, int flags, ...)
+{
+    return shim_is_kvm(AT_FDCWD, path) ? open_kvm(flags) : REAL(open)(path, flags, MODE(flags));
+}
+
+EXPORT int open64(const char *path, int flags, ...)
+{
+    return shim_is_kvm(AT_FDCWD, path) ? open_kvm(flags) : REAL(open64)(path, flags, MODE(flags));
+}
+
+EXPORT int openat(int dirfd, const char *path, int flags, ...)
+{
+    return shim_is_kvm(dirfd, path) ? open_kvm(flags) : REAL(openat)(dirfd, path, flags, MODE(flags));
+}
+
+EXPORT int openat64(int dirfd, const char *path, int flags, ...)
+{
+    return shim_is_kvm(dirfd, path) ? open_kvm(flags) : REAL(openat64)(dirfd, path, flags, MODE(flags));
+}
+
+EXPORT int __open_2(const char *path, int flags)
+{
+    return shim_is_kvm(AT_FDCWD, path) ? open_kvm(flags) : REAL(__open_2)(path, flags);
+}
+
+EXPORT int __open64_2(const char *path, int flags)
+{
+    return shim_is_kvm(AT_FDCWD, path) ? open_kvm(flags) : REAL(__open64_2)(path, flags);
+}
+
+EXPORT int __openat_2(int dirfd, const char *path, int flags)
+{
+    return shim_is_kvm(dirfd, path) ? open_kvm(flags) : REAL(__openat_2)(dirfd, path, flags);
+}
+
+EXPORT int __openat64_2(int dirfd, const char *path, int flags)
+{
+    return shim_is_kvm(dirfd, path) ? open_kvm(flags) : REAL(__openat64_2)(dirfd, path, flags);
+}
+
+/* ---- access ---- */
+static int access_kvm(int mode)
+{
+    if (mode & ~(R_OK | W_OK)) {
+        errno = mode & ~(R_OK | W_OK | X_OK) ? EINVAL : EACCES;
+        return -1;
+    }
+    return 0;
+}
+
+EXPORT int access(const char *path, int mode)
+{
+    return shim_is_kvm(AT_FDCWD, path) ? access_kvm(mode) : REAL(access)(path, mode);
+}
+
+EXPORT int eaccess(const char *path, int mode)
+{
+    return shim_is_kvm(AT_FDCWD, path) ? access_kvm(mode) : REAL(eaccess)(path, mode);
+}
+
+EXPORT int euidaccess(const char *path, int mode)
+{
+    return eaccess(path, mode);
+}
+
+EXPORT int faccessat(int dirfd, const char *path, int mode, int flags)
+{
+    return shim_is_kvm(dirfd, path) ? access_kvm(mode) : REAL(faccessat)(dirfd, path, mode, flags);
+}
+
+/* ---- stat: struct stat and struct stat64 are one on x86-64 ---- */
+_Static_assert(sizeof(struct stat) == sizeof(struct stat64), "x86-64");
+
+static int stat_kvm(void *buf)
+{
+    struct stat64 st;
+
+    if (REAL(stat64)("/dev", &st))
+        return -1;
+    st.st_mode = S_IFCHR | 0666;
+    st.st_rdev = KVM_RDEV;
+    st.st_ino = KVM_INO;
+    st.st_nlink = 1;
+    st.st_uid = st.st_gid = 0;
+    st.st_size = st.st_blocks = 0;
+    *(struct stat64 *)buf = st;
+    return 0;
+}
+
+#define STAT_FUNCTION(name, type)                                                   \
+    EXPORT int name(const char *path, struct type *buf)                             \
+    {                                                                               \
+        return shim_is_kvm(AT_FDCWD, path) ? stat_kvm(buf) : REAL(name)(path, buf); \
+    }
+STAT_FUNCTION(stat, stat)
+STAT_FUNCTION(stat64, stat64)
+STAT_FUNCTION(lstat, stat)
+STAT_FUNCTION(lstat64, stat64)
+
+#define XSTAT_FUNCTION(name, type)                                                           \
+    EXPORT int name(int version, const char *path, struct type *buf)                         \
+    {                                                                                        \
+        return shim_is_kvm(AT_FDCWD, path) ? stat_kvm(buf) : REAL(name)(version, path, buf); \
+    }
+XSTAT_FUNCTION(__xstat, stat)
+XSTAT_FUNCTION(__xstat64, stat64)
+XSTAT_FUNCTION(__lxstat, stat)
+XSTAT_FUNCTION(__lxstat64, stat64)
+
+#define STATAT_FUNCTION(name, type)                                                            \
+    EXPORT int name(int dirfd, const char *path, struct type *buf, int flags)                  \
+    {                                                                                          \
+        return shim_is_kvm(dirfd, path) ? stat_kvm(buf) : REAL(name)(dirfd, path, buf, flags); \
+    }
+STATAT_FUNCTION(fstatat, stat)
+STATAT_FUNCTION(fstatat64, stat64)
+
+#define XSTATAT_FUNCTION(name, type)                                                                    \
+    EXPORT int name(int version, int dirfd, const char *path, struct type *buf, int flags)              \
+    {                                                                                                   \
+        return shim_is_kvm(dirfd, path) ? stat_kvm(buf) : REAL(name)(version, dirfd, path, buf, flags); \
+    }
+XSTATAT_FUNCTION(__fxstatat, stat)
+XSTATAT_FUNCTION(__fxstatat64, stat64)
+
+EXPORT int statx(int dirfd, const char *path, int flags, unsigned mask, struct statx *buf)
+{
+    int r;
+
+    if (!shim_is_kvm(dirfd, path))
+        return REAL(statx)(dirfd, path, flags, mask, buf);
+    r = REAL(statx)(AT_FDCWD, "/dev", flags, mask, buf);
+    if (r)
+        return r;
+    buf->stx_mode = S_IFCHR | 0666;
+    buf->stx_rdev_major = 10;
+    buf->stx_rdev_minor = 232;
+    buf->stx_ino = KVM_INO;
+    buf->stx_nlink = 1;
+    buf->stx_uid = buf->stx_gid = 0;
+    buf->stx_size = buf->stx_blocks = 0;
+    return 0;
+}

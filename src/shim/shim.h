@@ -1,0 +1,64 @@
+/* SPDX-License-Identifier: MIT
+ * shim.h: the preload library. Its files define libc's names (shim.map lists them); REAL(name) is libc's own. The
+ * linker's
+ * --wrap sends every other reference in this library to libc's (real.c), so anykvm's own calls never come back here. */
+#ifndef SHIM_SHIM_H
+#define SHIM_SHIM_H
+
+/* open and open64, mmap and mmap64 ... are different names here */
+#undef _FILE_OFFSET_BITS
+#undef _FORTIFY_SOURCE
+#include <anykvm.h>
+#include <dirent.h>
+#include <errno.h>
+#include <fcntl.h>
+#include <signal.h>
+#include <spawn.h>
+#include <stdarg.h>
+#include <stdint.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <sys/ioctl.h>
+#include <sys/mman.h>
+#include <sys/stat.h>
+#include <unistd.h>
+
+#define EXPORT __attribute__((visibility("default")))
+
+/* Names that libc's headers do not declare: fortified and pre-2.33 entries. */
+int __open_2(const char *, int), __open64_2(const char *, int);
+int __openat_2(int, const char *, int), __openat64_2(int, const char *, int);
+int __xstat(int, const char *, struct stat *), __xstat64(int, const char *, struct stat64 *);
+int __lxstat(int, const char *, struct stat *), __lxstat64(int, const char *, struct stat64 *);
+int __fxstat(int, int, struct stat *), __fxstat64(int, int, struct stat64 *);
+int __fxstatat(int, int, const char *, struct stat *, int), __fxstatat64(int, int, const char *, struct stat64 *, int);
+int __fcntl(int, int, ...), __close(int), __sigaction(int, const struct sigaction *, struct sigaction *);
+__sighandler_t __sysv_signal(int, __sighandler_t), bsd_signal(int, __sighandler_t);
+
+#define REAL_NAMES(X)                                                                                                \
+    X(mmap)                                                                                                          \
+    X(mmap64) X(close) X(close_range) X(closefrom) X(dup) X(dup2) X(dup3) X(fcntl) X(fcntl64) X(ioctl) X(open)       \
+        X(open64) X(openat) X(openat64) X(__open_2) X(__open64_2) X(__openat_2) X(__openat64_2) X(access) X(eaccess) \
+            X(faccessat) X(stat) X(stat64) X(lstat) X(lstat64) X(fstat) X(fstat64) X(fstatat) X(fstatat64) X(statx)  \
+                X(__xstat) X(__xstat64) X(__lxstat) X(__lxstat64) X(__fxstatat) X(__fxstatat64) X(sigaction)         \
+                    X(pthread_sigmask) X(sigprocmask) X(execve) X(execvpe) X(posix_spawn) X(posix_spawnp)
+
+enum real_name {
+#define X(name) REAL_##name,
+    REAL_NAMES(X)
+#undef X
+        REAL_COUNT
+};
+extern void *shim_real[REAL_COUNT];
+void *shim_find(enum real_name);
+
+static inline void *shim_function(enum real_name which)
+{
+    return __builtin_expect(shim_real[which] != NULL, 1) ? shim_real[which] : shim_find(which);
+}
+#define REAL(name) ((__typeof__(&name))shim_function(REAL_##name))
+
+/* Does the path, seen from dirfd, name /dev/kvm? */
+bool shim_is_kvm(int dirfd, const char *path);
+
+#endif
