@@ -150,7 +150,6 @@ static int set_sregs_common(struct kvm_vcpu *vcpu, const struct kvm_sregs *s, co
         r = because(-EINVAL, "IA32_APIC_BASE=0x%llx", (unsigned long long)s->apic_base);
     if (r)
         return r;
-    kvm_vcpu_emulation_cancel(vcpu);
     ops->set_idt(vcpu, &s->idt);
     ops->set_gdt(vcpu, &s->gdt);
     cpu_state(vcpu->arch.cpu)->cr2 = s->cr2;

@@ -90,6 +90,13 @@ static int handle_emulation_failure(struct kvm_vcpu *vcpu)
 /* ---- MMIO ---- */
 static int complete_emulated_io(struct kvm_vcpu *vcpu);
 
+/* A client may write back the registers that it read (QEMU's devices do so), and the access is then still finished. */
+static void complete_later(struct kvm_vcpu *vcpu, int (*complete)(struct kvm_vcpu *))
+{
+    vcpu->arch.pio.linear_rip = kvm_get_linear_rip(vcpu);
+    vcpu->arch.complete_userspace_io = complete;
+}
+
 static bool slot_for_write(struct kvm *kvm, gpa_t gpa)
 {
     const unsigned idx = srcu_read_lock(&kvm->srcu);
@@ -115,7 +122,7 @@ static enum emul_answer exit_mmio(struct kvm_vcpu *vcpu, gpa_t gpa, unsigned siz
     memset(run->mmio.data, 0, sizeof(run->mmio.data));
     if (write)
         memcpy(run->mmio.data, data, size);
-    vcpu->arch.complete_userspace_io = complete_emulated_io;
+    complete_later(vcpu, complete_emulated_io);
     return EA_USER;
 }
 
@@ -179,7 +186,7 @@ static enum emul_answer emul_pio_in(void *opaque, uint16_t port, unsigned size, 
     *done = i ?: count;
     if (i)
         return EA_DONE; /* the rest of the string comes as the next piece */
-    vcpu->arch.complete_userspace_io = complete_emulated_io;
+    complete_later(vcpu, complete_emulated_io);
     memset(pio_page(vcpu), 0, count * size);
     return exit_pio(vcpu, port, size, true, count);
 }
@@ -198,7 +205,7 @@ static enum emul_answer emul_pio_out(void *opaque, uint16_t port, unsigned size,
     *done = i ?: count;
     if (i)
         return EA_DONE;
-    vcpu->arch.complete_userspace_io = complete_emulated_io;
+    complete_later(vcpu, complete_emulated_io);
     memcpy(pio_page(vcpu), data, count * size);
     return exit_pio(vcpu, port, size, false, count);
 }
@@ -244,8 +251,12 @@ static int complete_emulated_io(struct kvm_vcpu *vcpu)
         memcpy(data, pio_page(vcpu), size);
     }
     vcpu->arch.mmio.needed = vcpu->arch.pio.active = false;
-    if (!cpu_emulate_pending(vcpu->arch.cpu)) /* SET_SREGS or a reset came between */
+    if (!cpu_emulate_pending(vcpu->arch.cpu)) /* a reset came between */
         return 1;
+    if (kvm_get_linear_rip(vcpu) != vcpu->arch.pio.linear_rip) { /* the client has set other registers */
+        cpu_emulate_cancel(vcpu->arch.cpu);
+        return 1;
+    }
     return emulation_result(vcpu, cpu_emulate_resume(vcpu->arch.cpu, &kvm_emul_ops, vcpu, data, size));
 }
 
@@ -286,6 +297,12 @@ static int complete_fast_pio(struct kvm_vcpu *vcpu)
     return kvm_skip_emulated_instruction(vcpu);
 }
 
+static int complete_fast_pio_7e(struct kvm_vcpu *vcpu)
+{
+    vcpu->arch.pio.active = false;
+    return 1;
+}
+
 int kvm_fast_pio(struct kvm_vcpu *vcpu, int size, uint16_t port, bool in)
 {
     uint32_t value = in ? 0 : (uint32_t)kvm_register_read(vcpu, R_RAX);
@@ -298,8 +315,12 @@ int kvm_fast_pio(struct kvm_vcpu *vcpu, int size, uint16_t port, bool in)
         return kvm_skip_emulated_instruction(vcpu);
     memcpy(pio_page(vcpu), &value, (unsigned)size);
     exit_pio(vcpu, port, (unsigned)size, in, 1);
-    vcpu->arch.pio.linear_rip = kvm_get_linear_rip(vcpu);
-    vcpu->arch.complete_userspace_io = complete_fast_pio;
+    if (!in && port == 0x7e) { /* KVM_X86_QUIRK_OUT_7E_INC_RIP: kvmvapic's port, QEMU reads RIP behind it */
+        vcpu->arch.complete_userspace_io = complete_fast_pio_7e;
+        kvm_x86_ops->skip_emulated_instruction(vcpu);
+        return 0;
+    }
+    complete_later(vcpu, complete_fast_pio);
     return 0;
 }
 
