@@ -31,6 +31,16 @@ int cache_init(struct jit *j)
     return 0;
 }
 
+static void free_chain(struct jit_block *b)
+{
+    while (b) {
+        struct jit_block *next = b->page_next;
+
+        free(b);
+        b = next;
+    }
+}
+
 static void free_blocks(struct jit *j)
 {
     for (unsigned i = 0; i < JIT_HASH; i++) {
@@ -38,11 +48,8 @@ static void free_blocks(struct jit *j)
             struct jit_page *p = j->pages[i];
 
             j->pages[i] = p->next;
-            while (p->blocks) {
-                struct jit_block *b = p->blocks;
-                p->blocks = b->page_next;
-                free(b);
-            }
+            free_chain(p->blocks);
+            free_chain(p->dead);
             free(p);
         }
         j->hash[i] = NULL;

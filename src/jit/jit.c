@@ -123,9 +123,17 @@ static void verify_page(struct jit *j, struct jit_page *p, uint64_t stamp)
     for (unsigned n = 0; n < 64; n++)
         if ((p->lines >> n & 1) && host_copy(p->copy + 64 * n, (void *)(p->hva + 64 * n), 64))
             p->stale = true;
-    for (struct jit_block *jb = p->blocks; jb; jb = jb->page_next)
+    for (struct jit_block **link = &p->blocks, *jb; (jb = *link);) {
         if (!jb->dead && (!code_verify(j->cpu, jb->b) || !block_same(p, jb)))
             block_drop(j, jb);
+        if (jb->dead) { /* descriptors still name it */
+            *link = jb->page_next;
+            jb->page_next = p->dead;
+            p->dead = jb;
+        } else {
+            link = &jb->page_next;
+        }
+    }
 }
 
 /* Somebody may have written guest memory without a word (cpu_code_unverify()): links between pages end, so that each page

@@ -55,7 +55,7 @@ struct jit_page {
     uint64_t stamp;           /* as of code.c: blocks were compared then */
     uint64_t lines;           /* 64-byte lines that blocks cover: copy has them */
     bool stale;               /* a block is not what copy has */
-    struct jit_block *blocks;
+    struct jit_block *blocks, *dead;
     struct jit_page *next;
     uint8_t copy[PAGE_SIZE];  /* what blocks were made from: one run over it compares them all */
 };

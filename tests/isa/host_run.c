@@ -12,7 +12,7 @@
 #define G_RIP 16 /* of glibc's gregs; insn.h took the name */
 static const int greg_of[16] = {REG_RAX, REG_RCX, REG_RDX, REG_RBX, REG_RSP, REG_RBP, REG_RSI, REG_RDI,
                                 REG_R8,  REG_R9,  REG_R10, REG_R11, REG_R12, REG_R13, REG_R14, REG_R15};
-bool host_repeats;
+bool host_repeats, host_free;
 static uint8_t *alias; /* the arena's pages, all writable */
 
 static struct {
@@ -60,7 +60,7 @@ static void enter(ucontext_t *uc)
     for (unsigned i = 0; i < 16; i++)
         g[greg_of[i]] = job.in->gpr[i];
     g[G_RIP] = job.in->rip;
-    g[REG_EFL] = job.in->rflags | F_TF | F_IF;
+    g[REG_EFL] = job.in->rflags | (host_free ? 0 : F_TF) | F_IF;
     segments_for(job.mode, &cs, &ss);
     g[REG_CSGSFS] = (g[REG_CSGSFS] & 0x0000ffffffff0000ll) | cs | (greg_t)ss << 48;
     uc->uc_flags |= 6; /* UC_SIGCONTEXT_SS, UC_STRICT_RESTORE_SS: SS is taken from the frame */
