@@ -2,6 +2,7 @@
  * cache.c: the code cache of a cpu: memory, the trampolines between C and translated code, look-up by block, kills. */
 #include "jit.h"
 #include "tr.h"
+#include <fcntl.h>
 #include <stdlib.h>
 #include <sys/mman.h>
 #include <unistd.h>
@@ -28,6 +29,9 @@ int cache_init(struct jit *j)
     madvise(j->rx, JIT_CACHE, MADV_DONTDUMP);
     madvise(j->rx, JIT_CACHE, MADV_DONTFORK);
     cache_trampolines(j);
+    j->count = getenv("ANYKVM_STAT");
+    j->map_fd = getenv("ANYKVM_JIT_MAP")
+                    ? open(getenv("ANYKVM_JIT_MAP"), O_WRONLY | O_CREAT | O_TRUNC | O_CLOEXEC, 0600) : -1;
     return 0;
 }
 
@@ -64,6 +68,8 @@ void cache_destroy(struct jit *j)
     munmap(j->jc, JC_SLOTS * sizeof(*j->jc));
     munmap(j->rw, JIT_CACHE);
     munmap(j->rx, JIT_CACHE);
+    if (j->map_fd >= 0)
+        close(j->map_fd);
 }
 
 /* Everything is translated anew. Never while translated code of this cpu is on the stack. */

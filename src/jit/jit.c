@@ -43,7 +43,7 @@ static void block_drop(struct jit *j, struct jit_block *jb)
     if (*link)
         *link = jb->hash_next;
     jb->dead = true;
-    /* ten bytes: every block is longer, and jumps lead to its first byte only; who is inside is past them */
+    /* ten bytes: blocks are 16 bytes apart or more, and jumps lead to its first byte only; who is inside is past them */
     e_mov_imm32(&e, H_RCX, jb->exit_desc);
     e_jmp(&e, (uint64_t)(j->rx + j->slow));
 }

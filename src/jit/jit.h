@@ -105,6 +105,8 @@ struct jit {
     unsigned salt_victim;
     int status;                   /* why translated code was left */
     uint64_t resets, translated_blocks, translated_bytes;
+    bool count; /* ANYKVM_STAT: each block counts its instructions, a quarter of the time of short blocks */
+    int map_fd; /* ANYKVM_JIT_MAP=FILE: a line a block (host address, size, guest address) for profiles; -1: none */
     uint64_t slow_ops[OP_COUNT];  /* slow paths by row (slow_stat.c) */
     struct jit *next_live;
 };

@@ -1,6 +1,7 @@
 /* SPDX-License-Identifier: MIT
  * translate.c: a decoded block to host code: instruction by instruction, slow paths out of line, links at its ends. */
 #include "tr.h"
+#include <stdio.h>
 #include <stdlib.h>
 
 const uint8_t tr_host_reg[16] = {
@@ -276,6 +277,8 @@ static void block_head(struct tr *t)
         tr_jrcxz_stub(t, s);
         t->j->desc[s->desc].resume = offset(t, t->e.w);
     }
+    if (!t->j->count)
+        return;
     e_mov_load(&t->e, T1, rm_cpu(count));
     e_lea(&t->e, T1, rm_mem(T1, t->b->n));
     e_mov_store(&t->e, rm_cpu(count), T1);
@@ -404,5 +407,7 @@ struct jit_block *jit_translate(struct jit *j, struct block *b, gva_t rip)
     jb->page_next = jb->page->blocks;
     jb->page->blocks = jb;
     page_cover(jb->page, jb);
+    if (unlikely(j->map_fd >= 0))
+        dprintf(j->map_fd, "%lx %x guest_%lx_%u\n", (uint64_t)(j->rx + jb->code), j->used - jb->code, rip, b->n);
     return jb;
 }
