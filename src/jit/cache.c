@@ -15,7 +15,7 @@ int cache_init(struct jit *j)
                    -1, 0);
     j->site = mmap(NULL, JIT_DESCS * sizeof(*j->site), PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE,
                    -1, 0);
-    j->jc = mmap(NULL, JC_SLOTS * sizeof(*j->jc), PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1,
+    j->jc = mmap(NULL, JC_BYTES, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1,
                  0);
     if (fd < 0 || ftruncate(fd, JIT_CACHE) < 0 || j->desc == MAP_FAILED || j->site == MAP_FAILED || j->jc == MAP_FAILED)
         return -1;
@@ -65,7 +65,7 @@ void cache_destroy(struct jit *j)
     free_blocks(j);
     munmap(j->desc, JIT_DESCS * sizeof(*j->desc));
     munmap(j->site, JIT_DESCS * sizeof(*j->site));
-    munmap(j->jc, JC_SLOTS * sizeof(*j->jc));
+    munmap(j->jc, JC_BYTES);
     munmap(j->rw, JIT_CACHE);
     munmap(j->rx, JIT_CACHE);
     if (j->map_fd >= 0)
@@ -80,7 +80,7 @@ void cache_reset(struct jit *j)
     j->used = j->base;
     j->ndesc = 1;
     j->nsite = 0;
-    memset(j->jc, 0, JC_SLOTS * sizeof(*j->jc));
+    memset(j->jc, 0, JC_BYTES);
     j->resets++;
 }
 

@@ -182,6 +182,10 @@ static inline void e_pext(struct emit *e, uint8_t dst, uint8_t src, struct rm ma
 {
     e_vex(e, 2, 2, true, 0xf5, dst, src, mask);
 }
+static inline void e_pdep(struct emit *e, uint8_t dst, uint8_t src, struct rm mask)
+{
+    e_vex(e, 2, 3, true, 0xf5, dst, src, mask);
+}
 static inline void e_rorx(struct emit *e, uint8_t dst, uint8_t src, uint8_t n)
 {
     e_vex(e, 3, 3, true, 0xf0, dst, 0, rm_reg(src));

@@ -203,6 +203,13 @@ static struct jit_block *find_translated(struct jit *j)
     return page_fresh(j, jb) ? jb : NULL;
 }
 
+/* Two processes that run one program do not share slots: each salt has its own place for low bits 0. */
+static struct jc_entry *jc_base(const struct jit *j, uint64_t salt)
+{
+    return &j->jc[(salt >> 7) * 0x9e3779b97f4a7c15ull >> 48];
+}
+_Static_assert(JC_SLOTS == 1 << 16 && sizeof(struct jc_entry) == 32, "jc_base, HOT_MASK_JC");
+
 /* What an indirect branch may use depends on mode and mappings: each combination has a number of its own. User code sees
  * both halves' generations; supervisor code caches targets in the upper half only. */
 static void choose_salt(struct jit *j)
@@ -223,11 +230,12 @@ static void choose_salt(struct jit *j)
         j->salt = s;
     }
     cpu->s.hot_spare[HOT_SALT] = s->salt;
+    cpu->s.hot_spare[HOT_JC] = (uint64_t)jc_base(j, s->salt);
 }
 
 static void remember(struct jit *j, gva_t rip, const struct jit_block *jb)
 {
-    struct jc_entry *e = &j->jc[rip & (JC_SLOTS - 1)];
+    struct jc_entry *e = &jc_base(j, j->cpu->s.hot_spare[HOT_SALT])[rip & (JC_SLOTS - 1)];
 
     if (!(jb->key & (KEY_CPL3 | KEY_UPPER)))
         return;
@@ -522,8 +530,7 @@ static void hot_words(struct jit *j)
 
     cpu->s.hot_spare[HOT_MASK] = FLAT_INDEX_MASK;
     cpu->s.hot_spare[HOT_MASK_ROR] = FLAT_INDEX_MASK >> 8;
-    cpu->s.hot_spare[HOT_JC] = (uint64_t)j->jc;
-    cpu->s.hot_spare[HOT_MASK_JC] = JC_SLOTS - 1;
+    cpu->s.hot_spare[HOT_MASK_JC] = (uint64_t)(JC_SLOTS - 1) * sizeof(struct jc_entry);
     cpu->s.hot_spare[HOT_SLOW] = (uint64_t)jit_slow;
     cpu->s.hot_spare[HOT_CPU] = (uint64_t)cpu;
 }

@@ -85,6 +85,7 @@ struct jit_salt { /* who may use an entry: mode and mappings have a number */
     uint64_t salt;
 };
 #define JIT_SALTS 64u
+#define JC_BYTES  (2 * JC_SLOTS * sizeof(struct jc_entry)) /* a salt begins anywhere in the first half */
 
 struct jit {
     struct cpu *cpu;

@@ -221,11 +221,10 @@ void tr_goto_reg(struct tr *t)
 
     tr_islands(t, false, 110);
     e_mov_store(e, rm_cpu(CPU(s.rip)), T0);
-    e_pext(e, T1, T0, rm_cpu(CPU_HOT(HOT_MASK_JC)));
-    e_lea(e, T1, (struct rm){.mem = true, .reg = H_NONE, .index = T1, .scale = 2});
+    e_pdep(e, T1, T0, rm_cpu(CPU_HOT(HOT_MASK_JC))); /* the low 16 bits times the size of an entry */
     e_push(e, H_RAX);
     e_mov_load(e, H_RAX, rm_cpu(CPU_HOT(HOT_JC)));
-    e_lea(e, H_RAX, (struct rm){.mem = true, .reg = H_RAX, .index = T1, .scale = 3});
+    e_lea(e, H_RAX, (struct rm){.mem = true, .reg = H_RAX, .index = T1});
     e_mov_load(e, T1, rm_mem(H_RAX, offsetof(struct jc_entry, neg_rip)));
     e_lea(e, T1, (struct rm){.mem = true, .reg = T1, .index = T0});
     ok = e_jrcxz_later(e);
