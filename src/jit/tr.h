@@ -79,6 +79,9 @@ struct rm tr_reg_rm(unsigned guest_reg);
 bool tr_vec_wanted(const struct insn *, uint32_t key);
 tr_fn tr_vec;
 
+/* ---- tr_bmi.c ---- */
+tr_fn tr_bmi, tr_rorx, tr_mulx, tr_adx, tr_crc32, tr_movbe, tr_movnti, tr_cmpxchg8b;
+
 /* ---- the rest ---- */
 tr_fn tr_none;
 static inline bool tr_pinned(unsigned g)

@@ -867,5 +867,11 @@ tr_fn *const tr_table[OP_COUNT] = {
     CC(O) CC(NO) CC(B) CC(NB) CC(Z) CC(NZ) CC(BE) CC(NBE) CC(S) CC(NS) CC(P) CC(NP) CC(L) CC(NL) CC(LE) CC(NLE)
 #undef CC
     [OP_JMP] = tr_jmp, [OP_CALL] = tr_call, [OP_RET] = tr_ret, [OP_PUSH] = tr_push, [OP_POP] = tr_pop,
+    [OP_ANDN] = tr_bmi, [OP_PDEP] = tr_bmi, [OP_PEXT] = tr_bmi, [OP_BZHI] = tr_bmi, [OP_BEXTR] = tr_bmi, [OP_SHLX] = tr_bmi,
+    [OP_SARX] = tr_bmi, [OP_SHRX] = tr_bmi, [OP_BLSR] = tr_bmi, [OP_BLSI] = tr_bmi, [OP_BLSMSK] = tr_bmi,
+    [OP_RORX] = tr_rorx, [OP_MULX] = tr_mulx, [OP_ADCX] = tr_adx, [OP_ADOX] = tr_adx, [OP_CRC32] = tr_crc32,
+    [OP_MOVBE] = tr_movbe, [OP_MOVNTI] = tr_movnti, [OP_CMPXCHG8B] = tr_cmpxchg8b, [OP_CMPXCHG16B] = tr_cmpxchg8b,
+    [OP_PREFETCHT1] = tr_nop, [OP_PREFETCHT2] = tr_nop, [OP_PREFETCH] = tr_nop, [OP_PREFETCHW] = tr_nop,
+    [OP_PREFETCHWT1] = tr_nop,
     [OP_LEAVE] = tr_leave,
 };

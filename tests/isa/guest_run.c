@@ -117,6 +117,7 @@ static int run_translated(const struct insn *in, const struct regs *r)
     b->page = &page;
     b->n = 1 + with_test;
     b->bytes = in->len + 2 * with_test;
+    b->src = guest_page(PG_CODE) + (r->rip & ~PAGE_MASK);
     b->insn[0] = *in;
     if (with_test)
         insn_decode((const uint8_t[]){0x85, 0xc0}, 2, MODE_64, &b->insn[1]);
