@@ -147,12 +147,37 @@ static void emit_slow(struct jit *j, struct emit *e)
     e_fix32(e, leave, j->rw + j->leave);
 }
 
+/* rcx = 0 where the pages of the linear addresses T0 and T0 + rcx are both in the table, or both are not, and as far from each
+ * other in host memory: an access to both can be made at once. Flags are untouched. */
+static void emit_neighbours(struct jit *j, struct emit *e, bool write)
+{
+    struct rm word = {.mem = true, .reg = H_R15, .scale = 3, .disp = (int32_t)CPU_SPAN - FLAT_BASE + (write ? 8 : 0)};
+
+    j->neighbours[write] = e->w - j->rw;
+    e_push(e, H_RAX);
+    e_lea(e, H_RAX, (struct rm){.mem = true, .reg = T0, .index = T1});
+    e_pext(e, H_RAX, H_RAX, rm_cpu(CPU_HOT(HOT_MASK)));
+    e_lea(e, H_RAX, (struct rm){.mem = true, .reg = H_RAX, .index = H_RAX});
+    word.index = H_RAX;
+    e_mov_load(e, H_RAX, word);
+    e_op(e, EF_W, 0, 0xf7, 2, rm_reg(H_RAX)); /* not */
+    e_pext(e, T1, T0, rm_cpu(CPU_HOT(HOT_MASK)));
+    e_lea(e, T1, (struct rm){.mem = true, .reg = T1, .index = T1});
+    word.index = T1;
+    e_mov_load(e, T1, word);
+    e_lea(e, T1, (struct rm){.mem = true, .reg = T1, .index = H_RAX, .disp = 1});
+    e_pop(e, H_RAX);
+    e1(e, 0xc3);
+}
+
 void cache_trampolines(struct jit *j)
 {
     struct emit e = {.w = j->rw, .bias = (uint64_t)(j->rx - j->rw)};
 
     emit_enter(j, &e);
     emit_slow(j, &e);
+    emit_neighbours(j, &e, false);
+    emit_neighbours(j, &e, true);
     j->base = (e.w - j->rw + 63) & ~63u;
     j->used = j->base;
     j->ndesc = 1;

@@ -367,6 +367,14 @@ static gva_t access_address(const struct cpu *cpu, const struct insn *in)
     return cpu->s.gpr[R_RSP] - (op_rows[in->op].attrs & A_STACK && (in->o[0].rw & OPND_W) ? 0 : 8);
 }
 
+/* The page of an access, and the one behind it that it may reach into. */
+static void fill(struct cpu *cpu, gva_t gva)
+{
+    flat_fill(cpu, gva);
+    if ((gva & ~PAGE_MASK) > PAGE_SIZE - 64)
+        flat_fill(cpu, (gva | ~PAGE_MASK) + 1);
+}
+
 static uint64_t slow_insn(struct jit *j, const struct jit_desc *d)
 {
     struct cpu *cpu = j->cpu;
@@ -388,7 +396,7 @@ static uint64_t slow_insn(struct jit *j, const struct jit_desc *d)
         if (unlikely(j->kills_seen != atomic_load_explicit(&cpu->domain->code->kills, memory_order_relaxed)))
             process_kills(j);
         if (d->size)
-            flat_fill(cpu, gva);
+            fill(cpu, gva);
         cpu->counters[CC_smc_stops] += d->jb->dead;
         if (d->jb->dead || gen0 != cpu->exec_gen[0] || gen1 != cpu->exec_gen[1])
             return go_on(j);
@@ -400,7 +408,7 @@ static uint64_t slow_insn(struct jit *j, const struct jit_desc *d)
         s->rip += in->len;
     if (st == CPU_RESCAN || st == CPU_JUMP || st == CPU_AGAIN) {
         if (d->size)
-            flat_fill(cpu, gva);
+            fill(cpu, gva);
         return go_on(j);
     }
     cpu->counters[CC_insns]--;

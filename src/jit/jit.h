@@ -92,6 +92,7 @@ struct jit {
     uint8_t *rw, *rx;
     uint32_t used, base;          /* bytes; base: behind the trampolines */
     uint32_t enter, leave, slow;  /* trampolines' offsets */
+    uint32_t neighbours[2];       /* ... for reading, writing */
     struct jit_desc *desc;
     uint32_t ndesc;
     struct jit_site *site;

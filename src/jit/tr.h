@@ -12,9 +12,11 @@ extern const uint8_t tr_host_reg[16]; /* guest register -> host register, H_NONE
 
 struct tr_stub { /* out of line: ecx = descriptor; jump to slow */
     uint32_t desc;
-    uint8_t edge;     /* first: an address in T0 whose bits under this mask are 0 goes back to ... */
+    uint8_t size;     /* not 0: first, an access of so many bytes at T0 that may cross pages goes back where it does not, */
+    bool write;       /* or where both pages are neighbours in host memory too. What is known: */
+    bool unaligned;   /* ... it is unaligned, flags are free */
+    uint8_t align;    /* ... it is at a page's end, but perhaps aligned (mask); flags are not free */
     uint8_t *back;
-    uint8_t cross;    /* first: an access of so many bytes at T0 that stays in its page goes back there */
     uint8_t *from[4]; /* 32-bit displacements that lead here */
     unsigned nfrom;
 };

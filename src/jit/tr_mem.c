@@ -56,46 +56,44 @@ bool tr_address(struct tr *t)
 
 /* Without flags: the last size bytes of a page (for sizes that are no power of two, the last 16) are looked at again out of
  * line, where an aligned access is sent back. */
-static void check_crossing_no_flags(struct tr *t, unsigned size)
+static void check_crossing_no_flags(struct tr *t, unsigned size, struct tr_stub *s)
 {
     const unsigned align = size & (size - 1) ? 15 : size - 1;
     const unsigned mask = (PAGE_SIZE - 1) & ~align;
-    struct tr_stub *s = tr_stub_new(t, tr_slow(t)->desc);
     struct emit *e = &t->e;
 
     e_mov_imm32(e, T1, mask);
     e_pext(e, T1, T0, rm_reg(T1));
     e_lea(e, T1, rm_mem(T1, -(int32_t)(mask / (align + 1))));
     tr_jrcxz_stub(t, s);
-    s->edge = align;
-    s->back = e->w;
+    s->align = align;
 }
 
-/* An access over two pages goes to the slow path. */
-static void check_crossing(struct tr *t, unsigned size)
+/* An access over two pages: out of line (recheck() in translate.c), and to the slow path where that does not help. */
+static void check_crossing(struct tr *t, unsigned size, bool write)
 {
+    struct tr_stub *s;
     struct emit *e = &t->e;
 
     if (size == 1)
         return;
+    s = tr_stub_new(t, tr_slow(t)->desc);
+    s->size = size;
+    s->write = write;
     if (t->flags_live) {
-        check_crossing_no_flags(t, size);
-        return;
-    }
-    if (size <= 8 && !(size & (size - 1))) {
-        struct tr_stub *s = tr_stub_new(t, tr_slow(t)->desc);
-
+        check_crossing_no_flags(t, size, s);
+    } else if (size <= 8 && !(size & (size - 1))) {
         e_test_reg_imm8(e, T0, size - 1);
-        tr_jcc_stub(t, 5, s); /* unaligned: looked at out of line */
-        s->cross = size;
-        s->back = e->w;
-        return;
+        tr_jcc_stub(t, 5, s);
+        s->unaligned = true;
+    } else {
+        e_op(e, 0, 0, 0x8d, T1, rm_mem(T0, (int32_t)size - 1)); /* lea ecx, [r14d + size - 1] */
+        e_op(e, 0, 0, 0x31, T0, rm_reg(T1));                    /* xor ecx, r14d */
+        e_op(e, 0, 0, 0xf7, 0, rm_reg(T1));                     /* test ecx, 0x1000 */
+        e4(e, PAGE_SIZE);
+        tr_jcc_stub(t, 5, s);
     }
-    e_op(e, 0, 0, 0x8d, T1, rm_mem(T0, (int32_t)size - 1)); /* lea ecx, [r14d + size - 1] */
-    e_op(e, 0, 0, 0x31, T0, rm_reg(T1));                    /* xor ecx, r14d */
-    e_op(e, 0, 0, 0xf7, 0, rm_reg(T1));                     /* test ecx, 0x1000 */
-    e4(e, PAGE_SIZE);
-    tr_jcc_stub(t, 5, tr_slow(t));
+    s->back = e->w;
 }
 
 /* T1 = the table's word, not 0. T0 stays the linear address. */
@@ -105,7 +103,7 @@ static void check_word(struct tr *t, unsigned size, bool write)
     struct rm word = {.mem = true, .reg = H_R15, .index = T1, .disp = (int32_t)CPU_SPAN - FLAT_BASE + (write ? 8 : 0)};
 
     tr_islands(t, false, 75);
-    check_crossing(t, size);
+    check_crossing(t, size, write);
     if (t->flags_live) {
         word.scale = 3;
         e_pext(e, T1, T0, rm_cpu(CPU_HOT(HOT_MASK)));

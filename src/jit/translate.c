@@ -95,6 +95,30 @@ void tr_site(struct tr *t)
     j->site[j->nsite++] = (struct jit_site){.rip = offset(t, t->e.w), .stub = tr_slow(t) - t->stub};
 }
 
+/* What follows it is 10 bytes long; then comes the jump back. */
+static void recheck(struct tr *t, const struct tr_stub *s)
+{
+    struct emit *e = &t->e;
+
+    if (s->unaligned) {
+        e_op(e, 0, 0, 0x8d, T1, rm_mem(T0, s->size - 1)); /* lea ecx, [r14d + size - 1] */
+        e_op(e, 0, 0, 0x31, T0, rm_reg(T1));              /* xor ecx, r14d */
+        e_op(e, 0, 0, 0xf7, 0, rm_reg(T1));               /* test ecx, 0x1000 */
+        e4(e, PAGE_SIZE);
+        e_fix32(e, e_jcc_later(e, 4), s->back);
+    } else if (s->align) {
+        e_mov_imm32(e, T1, s->align);
+        e_pext(e, T1, T0, rm_reg(T1));
+        e1(e, 0xe3); /* jrcxz to the jump back */
+        e1(e, 5 + 5 + 2 + 10);
+    }
+    e_mov_imm32(e, T1, s->size - 1);
+    e1(e, 0xe8); /* call */
+    e4(e, (uint32_t)((uint64_t)(t->j->rx + t->j->neighbours[s->write]) - (e_here(e) + 4)));
+    e1(e, 0xe3);
+    e1(e, 10);
+}
+
 static void place_stubs(struct tr *t, uint32_t first_site)
 {
     uint32_t at[TR_STUBS];
@@ -105,22 +129,11 @@ static void place_stubs(struct tr *t, uint32_t first_site)
         at[i] = offset(t, t->e.w);
         for (unsigned k = 0; k < s->nfrom; k++)
             e_fix32(&t->e, s->from[k], t->e.w);
-        if (s->cross) {
-            e_op(&t->e, 0, 0, 0x8d, T1, rm_mem(T0, s->cross - 1)); /* lea ecx, [r14d + size - 1] */
-            e_op(&t->e, 0, 0, 0x31, T0, rm_reg(T1));               /* xor ecx, r14d */
-            e_op(&t->e, 0, 0, 0xf7, 0, rm_reg(T1));                /* test ecx, 0x1000 */
-            e4(&t->e, PAGE_SIZE);
-            e_fix32(&t->e, e_jcc_later(&t->e, 4), s->back);
-        }
-        if (s->edge) {
-            e_mov_imm32(&t->e, T1, s->edge);
-            e_pext(&t->e, T1, T0, rm_reg(T1));
-            e1(&t->e, 0xe3); /* jrcxz over the slow path's jump */
-            e1(&t->e, 10);
-        }
+        if (s->size)
+            recheck(t, s);
         e_mov_imm32(&t->e, T1, s->desc);
         e_jmp(&t->e, (uint64_t)(t->j->rx + t->j->slow));
-        if (s->edge)
+        if (s->size)
             e_jmp(&t->e, (uint64_t)s->back + t->e.bias);
     }
     for (uint32_t i = first_site; i < t->j->nsite; i++)
