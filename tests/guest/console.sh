@@ -6,11 +6,15 @@ tmp=$(mktemp -d)
 trap 'rm -rf "$tmp"' EXIT
 kernel=$(scripts/fetch-kernel </dev/null) || exit 1
 scripts/mkinitrd "$tmp/initrd.gz" </dev/null
+mkfifo "$tmp/in"
 fail=0
-run() {
+run() { # FEEDER ARGS...: the feeder's output is the pipe on stdin
+    "$1" >"$tmp/in" &
+    shift
     timeout 200 "$ANYKVM" run --accel soft --kernel "$kernel/vmlinuz" --initrd "$tmp/initrd.gz" -m 256M \
-        --append "console=ttyS0 quiet" "$@" 2>"$tmp/err" >"$tmp/raw"
+        --append "console=ttyS0 quiet" "$@" <"$tmp/in" 2>"$tmp/err" >"$tmp/raw"
     status=$?
+    wait
     tr -d '\r' <"$tmp/raw" >"$tmp/out"
 }
 check() { # LABEL TEXT
@@ -18,15 +22,21 @@ check() { # LABEL TEXT
     grep -qxF -- "$2" "$tmp/out" || { echo "FAIL: $1: no line \"$2\""; tail -n 20 "$tmp/out" "$tmp/err"; fail=1; }
 }
 
-printf 'echo one-$((40+2)); uname -r; poweroff -f\n' | run
+first() {
+    printf 'echo one-$((40+2)); uname -r; poweroff -f\n'
+}
+run first
 check "piped shell" "one-42"
 check "piped shell" "$(cat "$kernel/release")"
 
-printf 'echo two-$((40+3)); reboot -f\n' | run --no-reboot
+no_reboot() {
+    printf 'echo two-$((40+3)); reboot -f\n'
+}
+run no_reboot --no-reboot
 check "--no-reboot" "two-43"
 
 # after a reboot a second shell answers
-second() {
+twice() {
     printf 'echo first-$((1+1)); reboot -f\n'
     n=0
     while [ "$(grep -ac 'built-in shell' "$tmp/raw")" -lt 2 ] && [ $n -lt 180 ]; do
@@ -36,7 +46,7 @@ second() {
     printf 'echo second-$((2+2)); poweroff -f\n'
 }
 : >"$tmp/raw"
-second | run
+run twice
 check "reboot" "first-2"
 check "reboot" "second-4"
 
