@@ -1,5 +1,6 @@
 #!/bin/sh
-# Boot Debian's cloud kernel, run a script in the guest and check what it printed: boot.sh ENGINE CPUS
+# Boot Debian's cloud kernel, run a script in the guest and check what it printed: boot.sh ENGINE CPUS [more for the
+# kernel's command line]
 set -u
 cd "$(dirname "$0")/../.."
 engine=$1
@@ -27,7 +28,7 @@ poweroff -f
 INIT
 scripts/mkinitrd "$tmp/initrd.gz" -i "$tmp/init" </dev/null
 timeout 240 "$ANYKVM" run --accel soft --engine "$engine" --cpus "$cpus" -m 512M --kernel "$kernel/vmlinuz" \
-    --initrd "$tmp/initrd.gz" --append "console=ttyS0 quiet panic=-1" </dev/null >"$tmp/out" 2>"$tmp/err"
+    --initrd "$tmp/initrd.gz" --append "console=ttyS0 quiet panic=-1 ${3:-}" </dev/null >"$tmp/out" 2>"$tmp/err"
 status=$?
 tr -d '\r' <"$tmp/out" >"$tmp/text"
 fail=0
