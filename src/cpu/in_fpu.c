@@ -143,6 +143,12 @@ static int xsave_begin(struct cpu *cpu, const struct insn *in, unsigned acc, gva
         return cpu_raise(cpu, VEC_NM);
     *ea = insn_ea(cpu, in);
     *rfbm = ((uint64_t)(uint32_t)s->gpr[R_RDX] << 32 | (uint32_t)s->gpr[R_RAX]) & s->xcr0;
+    if (s->mode == MODE_64) { /* processors see the alignment before an address that is not canonical: #GP, not #SS */
+        const gva_t gva = in->seg == SEG_FS || in->seg == SEG_GS ? *ea + s->seg[in->seg].base : *ea;
+
+        if (gva & 63)
+            return cpu_raise_err(cpu, VEC_GP, 0);
+    }
     return native_check_aligned(cpu, in->seg, *ea, 63, sizeof(struct xsave_area), acc);
 }
 
