@@ -1,6 +1,7 @@
 /* SPDX-License-Identifier: MIT
  * fuzz_engines.c: the same guest of random 64-bit code in ring 3 under the interpreter and the translator: at each exit
- * both have the same reason, registers, vector state and memory. A guest that loops forever is given up. */
+ * both have the same reason, registers, vector state and memory. A guest that loops forever is given up. Code is
+ * read-only: when a rep instruction that writes over itself ends is the processor's own affair. */
 #include "fuzz_guest.h"
 
 #define CODE_SIZE 0x10000u
@@ -22,6 +23,15 @@ static void scrub(uint8_t *code)
             code[i + 1] = 0xaf;
 }
 
+static void protect_code(struct guest *g)
+{
+    uint64_t *pd = (uint64_t *)(g->ram + G_TABLES + 0x2000), *pt = pd + 512;
+
+    for (uint64_t i = 0; i < 512; i++)
+        pt[i] = i << 12 | (i << 12 >= G_CODE && i << 12 < G_CODE + CODE_SIZE ? 5 : 7);
+    pd[0] = (G_TABLES + 0x3000) | 7;
+}
+
 static bool create(struct guest *g, uint64_t seed, unsigned engine)
 {
     struct rng r = {seed * 0x2545f4914f6cdd1dull};
@@ -35,6 +45,7 @@ static bool create(struct guest *g, uint64_t seed, unsigned engine)
     fuzz_fill_code(&r, g->ram + G_CODE, CODE_SIZE);
     scrub(g->ram + G_CODE);
     guest_tables(g, &r);
+    protect_code(g);
     *(uint64_t *)(g->ram + G_FRAME + 16) = 2; /* no I/O from ring 3 */
     if (getenv("FUZZ_FINE")) {                /* an exit at each exception: test $63, %al -> test $0, %al */
         uint8_t *at = memmem(g->ram + G_HANDLER, 64, "\xa8\x3f", 2);
