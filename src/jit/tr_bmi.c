@@ -27,7 +27,8 @@ static void reg_out(struct tr *t, unsigned g, uint8_t other)
         e_mov_store(&t->e, tr_reg_rm(g), other);
 }
 
-/* Operand n, a register or memory: *rm. T1 is free behind it. The site is the caller's, who may load registers first. */
+/* Operand n, a register or memory: *rm. T1 is free behind it. The site is the caller's, who may load registers first.
+ */
 static bool operand(struct tr *t, unsigned n, bool write, struct rm *rm)
 {
     const struct insn *in = t->in;

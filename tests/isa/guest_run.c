@@ -97,8 +97,8 @@ void guest_side_init(const char *engine)
     guest_mode(MODE_64);
 }
 
-/* A block of the instruction alone; or, in every second case of those that leave the flags alone, with one behind it that
- * writes them all: checks of memory operands are then emitted in another way. */
+/* A block of the instruction alone; or, in every second case of those that leave the flags alone, with one behind it
+ * that writes them all: checks of memory operands are then emitted in another way. */
 static int run_translated(const struct insn *in, const struct regs *r)
 {
     static struct code_page page;
