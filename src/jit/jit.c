@@ -284,7 +284,7 @@ static uint64_t go_on(struct jit *j)
     struct jit_block *jb;
 
     j->status = CPU_AGAIN;
-    if (atomic_load_explicit(&j->cpu->attention, memory_order_relaxed))
+    if (atomic_load_explicit(&j->cpu->attention, memory_order_relaxed) || j->check)
         return 0;
     jb = next_block(j, &b);
     if (!jb)
@@ -346,7 +346,7 @@ static uint64_t slow_exit(struct jit *j, const struct jit_desc *d)
     if (unlikely(branch_undo(j, d)))
         return 0;
     j->status = CPU_AGAIN;
-    if (atomic_load_explicit(&cpu->attention, memory_order_relaxed))
+    if (atomic_load_explicit(&cpu->attention, memory_order_relaxed) || j->check)
         return 0;
     jb = next_block(j, &b);
     if (!jb)
@@ -479,7 +479,7 @@ static bool jit_supported(void)
     return __get_cpuid_count(7, 0, &a, &b, &c, &d) && (b & 1u << 8); /* BMI2: pext */
 }
 
-static int run_translated(struct jit *j, const struct jit_block *jb)
+int jit_enter(struct jit *j, const struct jit_block *jb)
 {
     struct cpu *cpu = j->cpu;
     void (*enter)(uint64_t, uint64_t) = (void (*)(uint64_t, uint64_t))(j->rx + j->enter);
@@ -525,7 +525,7 @@ static int run_some(struct jit *j)
         cache_reset(j);
     jb = next_block(j, &b);
     if (jb)
-        return run_translated(j, jb);
+        return unlikely(j->check) ? j->check(j, jb) : jit_enter(j, jb);
     if (j->status != CPU_OK)
         return j->status;
     return b ? interp_blocks(cpu, b) : interp_one(cpu);
@@ -559,7 +559,7 @@ int jit_run_alone(struct cpu *cpu, struct block *b)
     cpu_attend(cpu, ATT_KICK); /* nothing runs behind it */
     if (jb->uses_fpu)
         host_fpu_load(cpu);
-    return run_translated(j, jb);
+    return jit_enter(j, jb);
 }
 
 static int jit_run(struct cpu *cpu)

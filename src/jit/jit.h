@@ -105,6 +105,7 @@ struct jit {
     struct jit_salt salts[JIT_SALTS], *salt; /* the last: in force */
     uint64_t next_salt;
     unsigned salt_victim;
+    int (*check)(struct jit *, const struct jit_block *); /* check mode (check.c): runs each block; nothing is linked */
     int status;                   /* why translated code was left */
     uint64_t resets, translated_blocks, translated_bytes;
     bool count; /* ANYKVM_STAT: each block counts its instructions, a quarter of the time of short blocks */
@@ -126,6 +127,8 @@ struct jit_block *jit_find(struct jit *, hva_t hva, uint32_t key);
 int jit_run_alone(struct cpu *, struct block *); /* translate and run one block, for tests: CPU_AGAIN, or its fault */
 uint64_t jit_slow(struct cpu *, uint32_t desc); /* called by translated code: where to go on (host address), 0: leave */
 void page_cover(struct jit_page *, const struct jit_block *); /* the page's copy has the block's bytes */
+int jit_enter(struct jit *, const struct jit_block *); /* run translated code from this block on; enum cpu_status */
+extern const struct engine jit_engine;
 /* cache.c */
 static inline bool cache_full(const struct jit *j) /* no room for the next block for certain */
 {

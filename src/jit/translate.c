@@ -163,7 +163,7 @@ static bool poll_backward(struct tr *t, int32_t disp, const struct jit_block *ta
 static void goto_same_page(struct tr *t, int32_t disp)
 {
     const hva_t hva = (t->b->hva & PAGE_MASK) | disp;
-    struct jit_block *target = hva == t->jb->hva ? t->jb : jit_find(t->j, hva, t->jb->key);
+    struct jit_block *target = t->j->check ? NULL : hva == t->jb->hva ? t->jb : jit_find(t->j, hva, t->jb->key);
 
     if (disp <= (int32_t)t->off && poll_backward(t, disp, target))
         return;

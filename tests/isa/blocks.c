@@ -459,6 +459,8 @@ int main(int argc, char **argv)
                 continue;
             }
             host_run(MODE_64, &before, &host);
+            if (host.vector < 0) /* POPF in the middle of an instruction */
+                host.vector = VEC_DB;
             faults += host.vector != VEC_BP;
             if (verbose)
                 print_case();
