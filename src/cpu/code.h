@@ -108,7 +108,7 @@ uint64_t code_stamp(const struct cpu *, const struct code_page *);
 bool code_verify(struct cpu *, struct block *);
 bool code_selfcheck(const struct block *);
 /* Parts of interp.c for other engines: blocks from b on; one instruction, with and without its step effects. */
-int interp_blocks(struct cpu *, struct block *b);
+int interp_blocks(struct cpu *, struct block *b, uint64_t max); /* at most so many */
 int interp_one(struct cpu *);
 int interp_one_step(struct cpu *);
 /* The cpu holds no block now. */

@@ -89,7 +89,7 @@ static int safepoint(struct cpu *cpu)
 }
 
 /* Blocks from b on, while nobody wants attention and the successor is at hand. */
-int interp_blocks(struct cpu *cpu, struct block *b)
+int interp_blocks(struct cpu *cpu, struct block *b, uint64_t max)
 {
     struct cpu_state *s = &cpu->s;
     const uint64_t ip_mask = s->ip_mask;
@@ -109,7 +109,7 @@ int interp_blocks(struct cpu *cpu, struct block *b)
         cpu->counters[CC_insns] += (in - b->insn) + (st == CPU_JUMP);
         if (st != CPU_JUMP && st != CPU_AGAIN)
             break;
-    } while (likely(!attention(cpu)) && (b = code_successor(cpu, b, page_gva)));
+    } while (--max && likely(!attention(cpu)) && (b = code_successor(cpu, b, page_gva)));
     if (st == CPU_RESCAN) {
         s->rip = (rip + in->len) & s->ip_mask;
         cpu->counters[CC_insns]++;
@@ -134,7 +134,7 @@ static int run_some(struct cpu *cpu)
     st = code_lookup(cpu, &b);
     if (unlikely(st != CPU_OK))
         return st;
-    return likely(b) ? interp_blocks(cpu, b) : interp_one(cpu);
+    return likely(b) ? interp_blocks(cpu, b, UINT64_MAX) : interp_one(cpu);
 }
 
 static int interp_run(struct cpu *cpu)

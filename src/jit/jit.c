@@ -528,7 +528,10 @@ static int run_some(struct jit *j)
         return unlikely(j->check) ? j->check(j, jb) : jit_enter(j, jb);
     if (j->status != CPU_OK)
         return j->status;
-    return b ? interp_blocks(cpu, b) : interp_one(cpu);
+    if (!b)
+        return interp_one(cpu);
+    /* one block, where it may be translated or lead to something that is: a loop would stay in the interpreter */
+    return interp_blocks(cpu, b, cpu->s.mode == MODE_64 && !code_selfcheck(b) ? 1 : UINT64_MAX);
 }
 
 /* The hot words are derived state: a reset clears them. */
