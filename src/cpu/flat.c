@@ -284,6 +284,12 @@ void flat_select(struct cpu *cpu, const void *space, uint32_t generation, const 
     cpu->flat = base_of(f, slow ? AM_COUNT : cpu->s.acc_mode);
 }
 
+void flat_select_access(struct cpu *cpu, bool slow)
+{
+    if (cpu->flatu)
+        cpu->flat = base_of(cpu->flatu, slow ? AM_COUNT : cpu->s.acc_mode);
+}
+
 /* ---- filling ---- */
 
 void flat_note_global(struct cpu *cpu, gva_t gva, enum acc_mode am, bool global)

@@ -22,6 +22,7 @@ void flat_destroy(struct cpu *);
 void flat_fill(struct cpu *, gva_t gva);
 
 /* The engine keeps a way to gva's page that it guards by exec_gen alone. */
+void flat_select_access(struct cpu *, bool slow); /* the access mode alone changed */
 void flat_note_exec(struct cpu *, gva_t gva);
 /* What pages show may have changed without a flush: all such ways end. */
 void flat_exec_changed(struct cpu *);

@@ -83,6 +83,7 @@ enum tlb_scope {
 void tlb_flush(struct cpu *, enum tlb_scope, uint16_t vpid, uint16_t pcid, gva_t);
 /* VPID, EPTP, CR3/PCID or access mode changed: choose cpu->tlb_tag. Cheap. cpu_mode_changed() ends with it. */
 void tlb_select(struct cpu *);
+void tlb_select_access(struct cpu *); /* the access mode alone changed */
 /* ---- by any thread ---- */
 /* Take away write entries of a host page on all cpus and wait for their safepoints, except self (in guest mode). */
 void mem_protect_host_page(struct cpu_domain *, struct cpu *self, hva_t page);

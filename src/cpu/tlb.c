@@ -290,6 +290,16 @@ void tlb_select(struct cpu *cpu)
     flat_select(cpu, sp, sp->generation, (const uint64_t[]){ key.eptp, key.ctl, key.vpid }, m->slow);
 }
 
+/* Only the access mode of the same address space changed. */
+void tlb_select_access(struct cpu *cpu)
+{
+    struct mem_unit *m = cpu->mem;
+
+    cpu->tlb = &m->arrays[cpu->s.acc_mode * TLB_ARRAY];
+    cpu->tlb_tag = m->slow ? TLB_TAG_SLOW : tlb_real_tag(m, cpu->s.acc_mode);
+    flat_select_access(cpu, m->slow);
+}
+
 int mem_cpu_init(struct cpu *cpu)
 {
     struct mem_unit *m = calloc(1, sizeof(*m));

@@ -65,6 +65,18 @@ static void out_reg(struct tr *t, unsigned n)
         e_mov_store(&t->e, tr_reg_rm(g), T1);
 }
 
+/* ah dh bh with an immediate, where they have the host's numbers and no REX is needed (ch lives elsewhere) */
+static bool high_byte_imm(struct tr *t, uint8_t opcode, unsigned n)
+{
+    const struct insn *in = t->in;
+
+    if (in->o[0].kind != OPK_REG8H || in->o[1].kind != OPK_IMM || in->o[0].reg == R_RCX || (in->pfx & PFX_LOCK))
+        return false;
+    e_op(&t->e, 0, 0, opcode, n, rm_reg(4 + in->o[0].reg));
+    e1(&t->e, in->imm);
+    return true;
+}
+
 /* ---- add or adc sbb and sub xor cmp ---- */
 static int alu_index(unsigned op)
 {
@@ -87,7 +99,9 @@ static bool tr_alu(struct tr *t)
     struct emit *e = &t->e;
     struct rm rm;
 
-    if (!lock_ok(in) || in->o[0].kind == OPK_REG8H || in->o[1].kind == OPK_REG8H)
+    if (in->o[0].kind == OPK_REG8H)
+        return high_byte_imm(t, 0x80, a);
+    if (!lock_ok(in) || in->o[1].kind == OPK_REG8H)
         return false;
     if (is_mem(in, 0)) {
         const unsigned lock = in->pfx & PFX_LOCK ? EF_LOCK : 0;
@@ -139,7 +153,9 @@ static bool tr_test(struct tr *t)
     const unsigned size = in->o[0].size, f = ef(size), byte = size == 1;
     struct rm rm;
 
-    if (in->o[0].kind == OPK_REG8H || in->o[1].kind == OPK_REG8H || (in->pfx & PFX_LOCK))
+    if (in->o[0].kind == OPK_REG8H)
+        return high_byte_imm(t, 0xf6, 0);
+    if (in->o[1].kind == OPK_REG8H || (in->pfx & PFX_LOCK))
         return false;
     if (is_mem(in, 0)) {
         uint8_t src = T1;
@@ -831,6 +847,70 @@ static bool tr_pop(struct tr *t)
     return true;
 }
 
+/* The arithmetic flags are the host's: the bits between go away without touching them (pext, pdep). RF and VM are never
+ * set in translated code. */
+static bool tr_pushf(struct tr *t)
+{
+    const int32_t temp = CPU(s.rip);
+    struct emit *e = &t->e;
+
+    if (t->in->opsize != 8)
+        return false;
+    e1(e, 0x9c); /* pushfq */
+    e_pop(e, T1);
+    e_mov_imm32(e, T0, F_OSZAPC);
+    e_pext(e, T1, T1, rm_reg(T0));
+    e_pdep(e, T1, T1, rm_reg(T0));
+    e_mov_load(e, T0, rm_cpu(CPU(s.rflags_sys)));
+    e_lea(e, T1, (struct rm){.mem = true, .reg = T1, .index = T0});
+    e_mov_store(e, rm_cpu(temp), T1);
+    push_check(t, true);
+    e_mov_load(e, T1, rm_cpu(temp));
+    tr_site(t);
+    e_mov_store(e, rm_mem(T0, 0), T1);
+    push_done(t);
+    return true;
+}
+
+/* CPL 0, or the interpreter decides. */
+static void check_cpl0(struct tr *t)
+{
+    e_op(&t->e, 0, 1, 0xb6, T1, rm_cpu(CPU(s.cpl))); /* movzx ecx, byte */
+    e1(&t->e, 0xe3);                                 /* jrcxz over the jump */
+    e1(&t->e, 5);
+    tr_jmp_stub(t, tr_slow(t));
+}
+
+static bool tr_cli(struct tr *t)
+{
+    struct emit *e = &t->e;
+
+    if (t->in->pfx & PFX_LOCK)
+        return false;
+    check_cpl0(t);
+    e_mov_imm32(e, T0, (uint32_t)~F_IF); /* no flag above bit 31 */
+    e_mov_load(e, T1, rm_cpu(CPU(s.rflags_sys)));
+    e_pext(e, T1, T1, rm_reg(T0));
+    e_pdep(e, T1, T1, rm_reg(T0));
+    e_mov_store(e, rm_cpu(CPU(s.rflags_sys)), T1);
+    return true;
+}
+
+static bool tr_swapgs(struct tr *t)
+{
+    const struct rm base = rm_cpu(CPU(s.seg[SEG_GS].base)), other = rm_cpu(CPU(s.kernel_gs_base));
+
+    if (t->in->pfx & PFX_LOCK)
+        return false;
+    check_cpl0(t);
+    e_mov_load(&t->e, T0, base);
+    e_mov_load(&t->e, T1, other);
+    e_mov_store(&t->e, other, T0);
+    e_mov_store(&t->e, base, T1);
+    e_mov_store(&t->e, rm_cpu(CPU(s.gs_base_hot)), T1);
+    return true;
+}
+
 static bool tr_leave(struct tr *t)
 {
     const uint8_t sp = tr_host_reg[R_RSP], bp = tr_host_reg[R_RBP];
@@ -873,5 +953,5 @@ tr_fn *const tr_table[OP_COUNT] = {
     [OP_MOVBE] = tr_movbe, [OP_MOVNTI] = tr_movnti, [OP_CMPXCHG8B] = tr_cmpxchg8b, [OP_CMPXCHG16B] = tr_cmpxchg8b,
     [OP_PREFETCHT1] = tr_nop, [OP_PREFETCHT2] = tr_nop, [OP_PREFETCH] = tr_nop, [OP_PREFETCHW] = tr_nop,
     [OP_PREFETCHWT1] = tr_nop,
-    [OP_LEAVE] = tr_leave,
+    [OP_LEAVE] = tr_leave, [OP_PUSHFQ] = tr_pushf, [OP_CLI] = tr_cli, [OP_SWAPGS] = tr_swapgs,
 };
