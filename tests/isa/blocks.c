@@ -446,7 +446,10 @@ int main(int argc, char **argv)
     host_signals_init();
     before.fpu = aligned_alloc(64, (cpu_fpu_area_size() + 63) & ~63ull);
     host.r.fpu = aligned_alloc(64, (cpu_fpu_area_size() + 63) & ~63ull);
+    memset(before.fpu, 0, cpu_fpu_area_size());
     fpu_area_init(before.fpu, fpu_layout()->mask);
+    before.fpu->fcw = 0x37f;
+    before.fpu->mxcsr = MXCSR_INIT;
     for (unsigned long i = 0; i < n && failures < 10; i++) {
         make_code();
         load_code();
