@@ -295,7 +295,7 @@ static uint64_t go_on(struct jit *j)
 
 /* ---- slow paths ---- */
 
-static void patch_jump(struct jit *j, uint32_t at, uint64_t target)
+void patch_jump(struct jit *j, uint32_t at, uint64_t target)
 {
     const int32_t d = (int32_t)(target - ((uint64_t)(j->rx + at) + 4));
 
@@ -342,7 +342,9 @@ static uint64_t slow_exit(struct jit *j, const struct jit_desc *d)
     struct block *b;
     struct jit_block *jb;
 
-    cpu->s.rip = cpu->s.hot_spare[HOT_PAGE] + (int64_t)desc.disp;
+    const gva_t from = cpu->s.hot_spare[HOT_PAGE];
+
+    cpu->s.rip = from + (int64_t)desc.disp;
     if (unlikely(branch_undo(j, d)))
         return 0;
     j->status = CPU_AGAIN;
@@ -353,7 +355,8 @@ static uint64_t slow_exit(struct jit *j, const struct jit_desc *d)
         return 0;
     if (desc.patch && j->resets == resets && !desc.jb->dead && jb->key == desc.jb->key) {
         if (desc.kind == DESC_CROSS) /* mov rcx, gs:[exec_gen]; lea rcx, [rcx - gen] ... : see tr_goto() */
-            link_cross(j, desc.patch, cpu->exec_gen[jb->key & KEY_UPPER ? 1 : 0], code_address(j, jb));
+            link_cross(j, desc.patch, cpu->exec_gen[jb->key & KEY_UPPER ? 1 : 0], from, jb->key & KEY_CPL3,
+                       code_address(j, jb));
         else
             patch_jump(j, desc.patch, code_address(j, jb));
     }

@@ -142,7 +142,8 @@ void cache_trampolines(struct jit *);
 void slow_stat_add(struct jit *);
 void slow_stat_remove(struct jit *);
 /* translate.c: a guarded link is made: the imm32 of its comparison is at patch */
-void link_cross(struct jit *, uint32_t patch, uint64_t gen, uint64_t target);
+void link_cross(struct jit *, uint32_t patch, uint64_t gen, gva_t from, bool user, uint64_t target);
+void patch_jump(struct jit *, uint32_t at, uint64_t target); /* jit.c: the 32-bit displacement at `at` */
 /* translate.c: NULL when the cache is full */
 struct jit_block *jit_translate(struct jit *, struct block *, gva_t rip);
 

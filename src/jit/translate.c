@@ -178,13 +178,16 @@ static void goto_same_page(struct tr *t, int32_t disp)
     }
 }
 
-#define CROSS_PAGE (4 + 2 + 5)              /* from the imm32: what follows it up to the page's update */
-#define CROSS_JUMP (CROSS_PAGE + 4 + 7 + 4 + 1) /* ... to the jump's displacement */
+#define CROSS_PAGE  (4 + 2 + 5)                   /* from the imm32: the page's update */
+#define CROSS_USER  (10 + 4 + 4 + 2 + 5)          /* ... which the alias check comes before */
+#define CROSS_JUMP  (CROSS_PAGE + 4 + 7 + 4 + 1) /* ... to the jump's displacement */
 
 /* Another page shows what it showed when the link was made as long as exec_gen is the same. Generations are multiples of
- * 128 and attention is below: their sum tells both in one comparison without flags. */
+ * 128 and attention is below: their sum tells both in one comparison without flags. User code may show one page at two
+ * addresses of a space, with different neighbours: its links hold for the page's address too. */
 static void goto_other_page(struct tr *t, int32_t disp)
 {
+    const bool user = t->jb->key & KEY_CPL3;
     struct tr_stub *s = tr_stub_new(t, tr_desc(t, DESC_CROSS, disp));
     uint8_t *imm, *jump;
 
@@ -196,29 +199,44 @@ static void goto_other_page(struct tr *t, int32_t disp)
     e1(&t->e, 5);
     tr_jmp_stub(t, s);
     assert(t->e.w == imm + CROSS_PAGE);
+    if (user) {
+        e_mov_load(&t->e, T1, rm_cpu(CPU_HOT(HOT_PAGE)));
+        e1(&t->e, 0x49); /* mov r14, imm64 */
+        e1(&t->e, 0xbe);
+        e8(&t->e, 0);
+        e_lea(&t->e, T1, (struct rm){.mem = true, .reg = T1, .index = T0});
+        e1(&t->e, 0xe3);
+        e1(&t->e, 5);
+        tr_jmp_stub(t, s);
+        assert(t->e.w == imm + CROSS_PAGE + CROSS_USER);
+    }
     e_mov_load(&t->e, T1, rm_cpu(CPU_HOT(HOT_PAGE)));
     e_lea(&t->e, T1, (struct rm){.mem = true, .reg = T1, .index = H_NONE, .disp = 0x7fffffff});
     memcpy(t->e.w - 4, &(int32_t){disp & ~0xfff}, 4);
     e_mov_store(&t->e, rm_cpu(CPU_HOT(HOT_PAGE)), T1);
     jump = e_jmp_later(&t->e);
-    assert(jump == imm + CROSS_JUMP);
+    assert(jump == imm + CROSS_JUMP + (user ? CROSS_USER : 0));
     t->j->desc[s->desc].patch = offset(t, imm);
 }
 
-void link_cross(struct jit *j, uint32_t patch, uint64_t gen, uint64_t target)
+/* from: the page that the jump was made in */
+void link_cross(struct jit *j, uint32_t patch, uint64_t gen, gva_t from, bool user, uint64_t target)
 {
     const int32_t neg = -(int32_t)gen;
-    const int32_t d = (int32_t)(target - ((uint64_t)(j->rx + patch) + CROSS_JUMP + 4));
+    const uint32_t jump = patch + CROSS_JUMP + (user ? CROSS_USER : 0);
+    const uint64_t neg_page = -from;
 
     if (gen >> 31)
         return;
-    memcpy(j->rw + patch + CROSS_JUMP, &d, 4);
+    if (user)
+        memcpy(j->rw + patch + CROSS_PAGE + 4 + 2, &neg_page, 8);
+    patch_jump(j, jump, target);
     memcpy(j->rw + patch, &neg, 4);
 }
 
 void tr_goto(struct tr *t, int32_t disp)
 {
-    tr_islands(t, false, 80);
+    tr_islands(t, false, 100);
     if (disp >= 0 && disp < (int32_t)PAGE_SIZE)
         goto_same_page(t, disp);
     else
