@@ -32,7 +32,7 @@ static int usage(FILE *to)
           "  -m SIZE            RAM: MiB, or with suffix K, M, G (default 512M)\n"
           "  --cpus N           vCPUs, 1 to 64 (default 1)\n"
           "  --accel WHICH      auto (default), kvm (a real /dev/kvm), soft (the software processor)\n"
-          "  --engine NAME      of the software processor: interp (default: the best one)\n"
+          "  --engine NAME      of the software processor: jit (default where the host has BMI2), interp, check\n"
           "  --kvm-params LIST  ept=0,vpid=0 ... as for ANYKVM_PARAMS\n"
           "  --no-reboot        a reboot of the guest ends the command with 0\n"
           "  -v                 show the steps of the start\n"

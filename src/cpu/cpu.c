@@ -29,7 +29,7 @@ void engine_register(const struct engine *engine)
 }
 
 /* From the fastest to the plainest; check is only taken by name. */
-static const char *const preferred[] = {"interp", "jit"};
+static const char *const preferred[] = {"jit", "interp"};
 
 static const struct engine *engine_by_name(const char *name)
 {
