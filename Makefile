@@ -2,7 +2,7 @@
 BUILD ?= build
 ARGS ?=
 
-.PHONY: all build run test bench install format lint deps clean
+.PHONY: all build run test test-clients bench install format lint deps clean
 all: build
 
 deps:
@@ -16,6 +16,10 @@ run: build
 
 test: build
 	@scripts/test $(BUILD) </dev/null
+
+# KVM clients under the preload library (docs/clients.md)
+test-clients: build
+	@scripts/test $(BUILD) clients </dev/null
 
 bench: build
 	@scripts/bench $(BUILD) </dev/null

@@ -38,11 +38,17 @@ static void fork_done(void)
     pthread_mutex_unlock(&table_lock);
 }
 
+static void fork_child(void)
+{
+    pthread_mutex_unlock(&table_lock);
+    kvm_mm_id(); /* now, lest a vfork child of this one be the first to ask */
+}
+
 static void mm_word_init(void)
 {
     void *page = mmap(NULL, PAGE_SIZE, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
 
-    pthread_atfork(fork_prepare, fork_done, fork_done);
+    pthread_atfork(fork_prepare, fork_done, fork_child);
     if (page == MAP_FAILED || madvise(page, PAGE_SIZE, MADV_WIPEONFORK)) {
         static _Atomic int fallback; /* fork is then not told apart */
         mm_word = &fallback;
@@ -97,9 +103,11 @@ static void file_put(struct kvm_file *f)
 {
     struct kvm *kvm = f->kvm;
     struct kvm_vcpu *vcpu = f->vcpu;
+    bool copied;
 
     if (atomic_fetch_sub(&f->refs, 1) != 1)
         return;
+    copied = f->mm_owner != kvm_mm_id(); /* fork copied the table; the VM stayed where it was, some of it not copied */
     pthread_mutex_lock(&table_lock);
     f->type = FILE_NONE;
     f->kvm = NULL;
@@ -107,6 +115,8 @@ static void file_put(struct kvm_file *f)
     f->next = recycled;
     recycled = f;
     pthread_mutex_unlock(&table_lock);
+    if (copied)
+        return;
     if (vcpu)
         kvm_vcpu_release(vcpu);
     else if (kvm)
@@ -247,8 +257,8 @@ void anykvm_forget(int fd)
     file_slot *slot = slot_of(fd, false);
     int other = -1;
 
-    /* a vfork child shares our memory, but its descriptors are its own; so does a fork child's copy of the table */
-    if (!f || getpid() != f->mm_owner) {
+    /* a vfork child shares our memory, but its descriptors are its own */
+    if (!f || getpid() != kvm_mm_id()) {
         if (f)
             file_put(f);
         return;
@@ -304,7 +314,7 @@ void anykvm_duplicated(int fd, int made)
     if (!f)
         return;
     pthread_mutex_lock(&table_lock);
-    slot = getpid() == f->mm_owner ? slot_of(made, true) : NULL;
+    slot = getpid() == kvm_mm_id() ? slot_of(made, true) : NULL;
     if (slot && atomic_load(slot) != f) {
         stale = number_forget(slot);
         f->numbers++;

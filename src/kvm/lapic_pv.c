@@ -10,8 +10,10 @@ int kvm_lapic_set_pv_eoi(struct kvm_vcpu *vcpu, uint64_t msr_value)
 {
     struct kvm_lapic *apic = vcpu_apic(vcpu);
 
-    if (!apic || msr_value & 2) /* 4 bytes, aligned */
+    if (msr_value & 2) /* 4 bytes, aligned */
         return 1;
+    if (!apic) /* the client's LAPIC sets no flag: every EOI reaches it */
+        return 0;
     apic->pv_eoi_gpa = msr_value & PV_EOI_ENABLED ? msr_value & ~3ull : 0;
     apic->pv_eoi_pending = false;
     return 0;

@@ -407,8 +407,8 @@ static int set_steal_time(struct kvm_vcpu *vcpu, const struct msr_access *m)
 
 static int set_pv_eoi(struct kvm_vcpu *vcpu, const struct msr_access *m)
 {
-    if (!pv_allowed(vcpu, m->host, KVM_FEATURE_PV_EOI) || !vcpu->arch.apic || kvm_lapic_set_pv_eoi(vcpu, m->data))
-        return !(m->host && !m->data); /* a client's reset to 0 needs no APIC */
+    if (!pv_allowed(vcpu, m->host, KVM_FEATURE_PV_EOI) || kvm_lapic_set_pv_eoi(vcpu, m->data))
+        return 1;
     vcpu->arch.pv_eoi_msr = m->data;
     return 0;
 }
