@@ -24,8 +24,8 @@ ANYKVM_API bool anykvm_owns(int fd);
 /* Async-signal-safe. A signal handler of the client ran on this thread: its vCPU, if any, leaves KVM_RUN with EINTR. */
 ANYKVM_API void anykvm_signal_arrived(void);
 /* ---- for a caller that stands where libc stands (src/shim) ----
- * True when fd is in this process's table; no system call, async-signal-safe. Numbers that came by ways that nobody told
- * of (dup by system call, a socket) are not in it until anykvm_ioctl() or anykvm_owns() sees them. */
+ * True when fd is in this process's table; no system call, async-signal-safe. Numbers that came by ways that nobody
+ * told of (dup by system call, a socket) are not in it until anykvm_ioctl() or anykvm_owns() sees them. */
 ANYKVM_API bool anykvm_known(int fd);
 /* The lowest number >= fd that is in the table, or -1. */
 ANYKVM_API int anykvm_next(int fd);

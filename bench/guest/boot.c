@@ -1,6 +1,6 @@
 /* SPDX-License-Identifier: MIT
- * boot.c: /init of the bench's guest: its first act is 'B' to the debug port, which ends the boot's time; then the rest of
- * the start is a shell script's. */
+ * boot.c: /init of the bench's guest: its first act is 'B' to the debug port, which ends the boot's time; then the rest
+ * of the start is a shell script's. */
 #include <stdio.h>
 #include <sys/io.h>
 #include <unistd.h>

@@ -1,6 +1,7 @@
 /* SPDX-License-Identifier: MIT
  * main.c: PROGRAM [-p PORT] [SCALE]: runs the program of bench.h (SCALE in percent) and prints its name, checksum and
- * milliseconds. With -p the bytes S and E go to that I/O port (0xe9) around the timed part, for who measures outside. */
+ * milliseconds. With -p the bytes S and E go to that I/O port (0xe9) around the timed part, for who measures outside.
+ */
 #include "bench.h"
 #include <stdio.h>
 #include <stdlib.h>

@@ -7,7 +7,17 @@
 #include <stdlib.h>
 #include <string.h>
 
-enum { OPT_KERNEL = 256, OPT_INITRD, OPT_APPEND, OPT_CPUS, OPT_ACCEL, OPT_ENGINE, OPT_NO_REBOOT, OPT_KVM_PARAMS, OPT_HELP };
+enum {
+    OPT_KERNEL = 256,
+    OPT_INITRD,
+    OPT_APPEND,
+    OPT_CPUS,
+    OPT_ACCEL,
+    OPT_ENGINE,
+    OPT_NO_REBOOT,
+    OPT_KVM_PARAMS,
+    OPT_HELP
+};
 
 static const struct option options[] = {
     {"kernel", required_argument, NULL, OPT_KERNEL},

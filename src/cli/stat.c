@@ -1,5 +1,6 @@
 /* SPDX-License-Identifier: MIT
- * stat.c: anykvm stat: counters of a machine: of one that it starts (printed at its end), or of a running one (-p PID). */
+ * stat.c: anykvm stat: counters of a machine: of one that it starts (printed at its end), or of a running one (-p PID).
+ */
 #include "cli.h"
 #include <anykvm.h>
 #include <dirent.h>

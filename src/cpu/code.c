@@ -77,7 +77,7 @@ static void block_kill(struct code_pages *c, struct code_page *p, struct block *
     while (*link != b)
         link = &(*link)->next;
     *link = b->next;
-    c->kill_ring[c->kills % KILL_RING] = (struct killed){ .hva = b->hva, .key = b->key, .serial = b->serial };
+    c->kill_ring[c->kills % KILL_RING] = (struct killed){.hva = b->hva, .key = b->key, .serial = b->serial};
     atomic_store(&b->hva, 0);
     atomic_fetch_add(&c->kills, 1);
     for (unsigned i = 0; i < c->ncpus; i++) /* they leave what they made of it */

@@ -40,13 +40,13 @@ struct block {
     _Atomic uint64_t verified; /* stamp: page->gen + pages->gen when the bytes were last the same */
     struct code_page *page;
     _Atomic(struct block *) succ[2]; /* successors in this page */
-    unsigned rotate;             /* which of them is replaced next */
-    uint32_t size;               /* of the allocation */
-    uint32_t heat;               /* the translator's: times it was interpreted */
-    uint64_t serial;             /* no two blocks of a domain have the same: memory is used again, this is not */
-    _Atomic(struct block *) next; /* in the bucket */
-    uint8_t *src;                /* source bytes, behind insn[n] */
-    struct insn insn[];          /* n, then one whose function is in_block_end */
+    unsigned rotate;                 /* which of them is replaced next */
+    uint32_t size;                   /* of the allocation */
+    uint32_t heat;                   /* the translator's: times it was interpreted */
+    uint64_t serial;                 /* no two blocks of a domain have the same: memory is used again, this is not */
+    _Atomic(struct block *) next;    /* in the bucket */
+    uint8_t *src;                    /* source bytes, behind insn[n] */
+    struct insn insn[];              /* n, then one whose function is in_block_end */
 };
 
 enum page_state { PAGE_OPEN, PAGE_PENDING, PAGE_PROTECTED };
@@ -78,12 +78,13 @@ struct killed {
 };
 
 struct code_pages {
-    _Atomic uint64_t kills; /* blocks killed so far; the last of them are in the ring: an engine drops what it made of them */
+    _Atomic uint64_t
+        kills; /* blocks killed so far; the last of them are in the ring: an engine drops what it made of them */
     struct killed kill_ring[KILL_RING];
-    _Atomic uint32_t lock;       /* a spin lock: leaf, held for microseconds, never while waiting for a cpu */
-    _Atomic uint64_t gen;        /* part of all stamps */
-    uint64_t serial;             /* of the last block */
-    _Atomic uint64_t reclaim;    /* grows with each request to let go of dead blocks */
+    _Atomic uint32_t lock;    /* a spin lock: leaf, held for microseconds, never while waiting for a cpu */
+    _Atomic uint64_t gen;     /* part of all stamps */
+    uint64_t serial;          /* of the last block */
+    _Atomic uint64_t reclaim; /* grows with each request to let go of dead blocks */
     uint64_t bytes, dead_bytes;
     struct block *dead, *waiting; /* linked by next; waiting: until all cpus have seen reclaim */
     struct code_page *dead_pages, *waiting_pages;
@@ -102,8 +103,8 @@ struct block *code_successor(struct cpu *, struct block *, gva_t page_gva);
 /* Decode the instruction at rip by its bytes. CPU_OK: *in, valid until the next call. CPU_FAULT, CPU_VMEXIT, CPU_AGAIN.
  */
 int code_single(struct cpu *, const struct insn **in);
-/* For an engine that runs something made of blocks: the stamp that a page's blocks must have been compared under; compare
- * one now (false: it was killed); blocks that compare at each entry. */
+/* For an engine that runs something made of blocks: the stamp that a page's blocks must have been compared under;
+ * compare one now (false: it was killed); blocks that compare at each entry. */
 uint64_t code_stamp(const struct cpu *, const struct code_page *);
 bool code_verify(struct cpu *, struct block *);
 bool code_selfcheck(const struct block *);

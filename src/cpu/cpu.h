@@ -16,7 +16,8 @@ enum acc { ACC_READ = 1, ACC_WRITE = 2, ACC_EXEC = 4 };
 /* -------- creating and destroying -------- */
 struct cpu_domain *cpu_domain_create(void); /* NULL: no memory */
 void cpu_domain_destroy(struct cpu_domain *);
-/* engine: "interp", "jit", "check", or NULL for the best one that the host supports. NULL on no memory/unknown engine. */
+/* engine: "interp", "jit", "check", or NULL for the best one that the host supports. NULL on no memory/unknown engine.
+ */
 struct cpu *cpu_create(struct cpu_domain *, unsigned id, const char *engine);
 void cpu_destroy(struct cpu *);
 const char *cpu_engine_name(const struct cpu *);
@@ -34,8 +35,8 @@ int cpu_rdmsr(uint32_t msr, uint64_t *value);
  * cpu_state, or to the current VMCS for those that are in it. 0, or -1 for #GP / no such MSR. */
 int cpu_guest_rdmsr(struct cpu *, uint32_t msr, uint64_t *value);
 int cpu_guest_wrmsr(struct cpu *, uint32_t msr, uint64_t value);
-uint64_t cpu_rdtsc(void);                                 /* the host's TSC */
-uint64_t cpu_tsc_khz(void);                               /* calibrated over >= 64 ms once per boot, cached */
+uint64_t cpu_rdtsc(void);   /* the host's TSC */
+uint64_t cpu_tsc_khz(void); /* calibrated over >= 64 ms once per boot, cached */
 void cpu_set_guest_cpuid(struct cpu *, const struct cpuid_regs *leaf1, const struct cpuid_regs *leaf7_0,
                          const struct cpuid_regs *ext1, unsigned maxphyaddr, bool vendor_amd);
 /* ^ what VMX cannot say: CPUID always exits, but reserved bits of CR4, EFER, page tables (MAXPHYADDR, NX, 1G pages) and
@@ -60,8 +61,8 @@ uint64_t cpu_fpu_xcr0_mask(void); /* components that a guest may enable */
 
 /* -------- host memory -------- */
 /* The caller takes away or write-protects host memory [hva, hva+size) (slot deleted or moved, dirty log cleared): all
- * cached translations of the domain that reach it with access `what` are dropped before this returns; with ACC_EXEC also
- * the decoded code. Waits until every cpu in guest mode has passed a safepoint. Not to be called in guest mode. */
+ * cached translations of the domain that reach it with access `what` are dropped before this returns; with ACC_EXEC
+ * also the decoded code. Waits until every cpu in guest mode has passed a safepoint. Not to be called in guest mode. */
 void cpu_drop_host_range(struct cpu_domain *, hva_t hva, size_t size, unsigned what);
 /* Every cpu that is in guest mode now has passed a safepoint when this returns. */
 void cpu_epoch_wait(struct cpu_domain *);

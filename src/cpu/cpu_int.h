@@ -10,10 +10,10 @@
 #include <pthread.h>
 #include <stdatomic.h>
 
-#define likely(x)   __builtin_expect(!!(x), 1)
-#define unlikely(x) __builtin_expect(!!(x), 0)
+#define likely(x)                       __builtin_expect(!!(x), 1)
+#define unlikely(x)                     __builtin_expect(!!(x), 0)
 #define container_of(ptr, type, member) ((type *)((char *)(ptr)-offsetof(type, member)))
-#define ARRAY_SIZE(a) (sizeof(a) / sizeof((a)[0]))
+#define ARRAY_SIZE(a)                   (sizeof(a) / sizeof((a)[0]))
 
 /* What every function that executes guest work returns. First all that may fault, then commit. */
 enum cpu_status {
@@ -63,37 +63,37 @@ struct tlb_entry { /* tag: linear page | cpu->tlb_tag; host address = gva + delt
 
 struct engine;
 struct insn;
-struct emul_ctx;   /* emulate.c */
-struct vmx_unit;   /* vmx_int.h */
-struct mem_unit;   /* mem.c: per-cpu bookkeeping of translations (address-space tags, PDPTE cache ...) */
-struct code_unit;  /* code.c: per-cpu block look-up cache */
-struct fpu_unit;   /* fpu.c */
+struct emul_ctx;  /* emulate.c */
+struct vmx_unit;  /* vmx_int.h */
+struct mem_unit;  /* mem.c: per-cpu bookkeeping of translations (address-space tags, PDPTE cache ...) */
+struct code_unit; /* code.c: per-cpu block look-up cache */
+struct fpu_unit;  /* fpu.c */
 
 struct cpu {
     struct cpu_state s; /* first: translated code addresses it */
     _Atomic uint32_t attention;
-    uint32_t step_shadow;     /* engine-private: one-instruction interrupt shadow in force */
-    uint64_t tlb_tag;         /* low 12 bits of the tags that match now; TLB_TAG_SLOW matches nothing */
-    uint64_t flat;            /* flat.h: the table of the current access mode; used only where flatu is there */
-    uint64_t exec_gen[2];     /* lower and upper half: changes whenever a page there may show other code */
+    uint32_t step_shadow; /* engine-private: one-instruction interrupt shadow in force */
+    uint64_t tlb_tag;     /* low 12 bits of the tags that match now; TLB_TAG_SLOW matches nothing */
+    uint64_t flat;        /* flat.h: the table of the current access mode; used only where flatu is there */
+    uint64_t exec_gen[2]; /* lower and upper half: changes whenever a page there may show other code */
     struct flat_unit *flatu;
-    int struct_fd;            /* the file that this structure lies in */
-    struct tlb_entry *tlb;    /* direct mapped by page number, of the current access mode (mem.h) */
+    int struct_fd;         /* the file that this structure lies in */
+    struct tlb_entry *tlb; /* direct mapped by page number, of the current access mode (mem.h) */
     uint64_t counters[CC_COUNT];
-    bool fpu_live;            /* the guest's vector and x87 state is in the host's registers now */
-    bool in_guest_mode;       /* between VM entry and VM exit */
-    struct event pending;     /* valid with CPU_FAULT */
-    struct event delivering;  /* being delivered through the IDT: becomes IDT-vectoring information on an exit */
-    struct exit_info exit;    /* valid with CPU_VMEXIT */
-    bool nmi_unblocked;       /* the IRET that runs now ended blocking by NMI: an exit or fault of it reports that */
-    _Atomic bool asleep;      /* halted in a futex on attention: cpu_attend() wakes it */
-    struct emul_ctx *emul;    /* set while cpu_emulate() runs */
+    bool fpu_live;           /* the guest's vector and x87 state is in the host's registers now */
+    bool in_guest_mode;      /* between VM entry and VM exit */
+    struct event pending;    /* valid with CPU_FAULT */
+    struct event delivering; /* being delivered through the IDT: becomes IDT-vectoring information on an exit */
+    struct exit_info exit;   /* valid with CPU_VMEXIT */
+    bool nmi_unblocked;      /* the IRET that runs now ended blocking by NMI: an exit or fault of it reports that */
+    _Atomic bool asleep;     /* halted in a futex on attention: cpu_attend() wakes it */
+    struct emul_ctx *emul;   /* set while cpu_emulate() runs */
     /* what the hypervisor told by cpu_set_guest_cpuid() */
     struct cpuid_regs guest_leaf1, guest_leaf7, guest_ext1;
     uint64_t guest_cr4_valid, guest_efer_valid;
     unsigned guest_maxphyaddr;
     bool guest_amd;
-    _Atomic uint64_t epoch;   /* odd: in guest mode; changes at each safepoint */
+    _Atomic uint64_t epoch; /* odd: in guest mode; changes at each safepoint */
     unsigned id;
     struct cpu_domain *domain;
     const struct engine *engine;
@@ -103,17 +103,17 @@ struct cpu {
     struct code_unit *code;
     struct fpu_unit *fpu;
     struct cpu_exception emul_fault;
-    uint32_t data_hits;       /* debug.c: data and I/O breakpoints that the running instruction met: DR6 bits */
-    bool step_taken;          /* debug.c: an event was delivered or TF was cleared: no single-step trap after it */
+    uint32_t data_hits;           /* debug.c: data and I/O breakpoints that the running instruction met: DR6 bits */
+    bool step_taken;              /* debug.c: an event was delivered or TF was cleared: no single-step trap after it */
     const struct insn *task_insn; /* far.c: the instruction that switches tasks, for the exit's length; NULL: a gate */
-    bool rf_before;           /* debug.c: RFLAGS.RF was 1 before the instruction: it is cleared after it */
+    bool rf_before;               /* debug.c: RFLAGS.RF was 1 before the instruction: it is cleared after it */
 };
 
 #define CPU_SPAN ((sizeof(struct cpu) + 4095) & ~4095ull) /* bytes of its file */
 
 #define CPU_MAX 1024
 struct cpu_domain {
-    pthread_mutex_t lock;      /* the list of cpus; epoch waits take it, guest mode never */
+    pthread_mutex_t lock; /* the list of cpus; epoch waits take it, guest mode never */
     struct cpu *cpus[CPU_MAX];
     unsigned ncpus;
     struct code_pages *code;   /* code.c: host page -> decoded code, with a lock of its own */
@@ -123,18 +123,18 @@ struct cpu_domain {
 extern struct cpu *cpu_current_debug; /* for a debugger only */
 
 /* ---- raising (exception.c) ---- */
-int cpu_raise(struct cpu *, unsigned vector);                        /* no error code; returns CPU_FAULT */
-int cpu_raise_err(struct cpu *, unsigned vector, uint32_t error);    /* returns CPU_FAULT */
-int cpu_raise_pf(struct cpu *, gva_t gva, uint32_t error);           /* CR2 is loaded at delivery; returns CPU_FAULT */
-int cpu_raise_db(struct cpu *, uint64_t dr6_bits);                   /* a trap: RIP is past the instruction already */
+int cpu_raise(struct cpu *, unsigned vector);                     /* no error code; returns CPU_FAULT */
+int cpu_raise_err(struct cpu *, unsigned vector, uint32_t error); /* returns CPU_FAULT */
+int cpu_raise_pf(struct cpu *, gva_t gva, uint32_t error);        /* CR2 is loaded at delivery; returns CPU_FAULT */
+int cpu_raise_db(struct cpu *, uint64_t dr6_bits);                /* a trap: RIP is past the instruction already */
 /* ---- delivery (exception.c) ---- */
 /* cpu->pending was raised: ask the exception bitmap, else deliver through the IDT, with double and triple faults.
  * CPU_OK: delivered, RIP is the handler's. CPU_VMEXIT. Called by engines on CPU_FAULT. */
 int cpu_exception(struct cpu *);
 /* INT n, INT3, INTO, INT1: executed by an instruction of insn_len bytes. CPU_JUMP, CPU_FAULT, CPU_VMEXIT. */
 int cpu_soft_interrupt(struct cpu *, const struct insn *, unsigned vector, unsigned type);
-/* Deliver an event through the IDT (real, protected, long mode; task gates) without intercept checks: injection uses it.
- * On a nested fault the double-fault rules apply inside. CPU_OK or CPU_VMEXIT. */
+/* Deliver an event through the IDT (real, protected, long mode; task gates) without intercept checks: injection uses
+ * it. On a nested fault the double-fault rules apply inside. CPU_OK or CPU_VMEXIT. */
 int cpu_deliver(struct cpu *, const struct event *);
 /* Safepoint: called by engines when cpu->attention is not 0, at an instruction boundary. Handles epochs, flushes,
  * windows, timer and kick. CPU_OK: go on (attention may still have ATT_STEP), or CPU_VMEXIT. (vmx_run.c) */
@@ -153,18 +153,19 @@ void cpu_data_access(struct cpu *, gva_t gva, unsigned size, unsigned acc);
 bool cpu_data_breakpoints(const struct cpu *);
 
 /* ---- segmentation (seg.c, far.c) ---- */
-int seg_load(struct cpu *, enum seg_reg, uint16_t sel);              /* MOV/POP Sreg, LDS ... not CS */
+int seg_load(struct cpu *, enum seg_reg, uint16_t sel); /* MOV/POP Sreg, LDS ... not CS */
 int seg_read_desc(struct cpu *, uint16_t sel, uint64_t desc[2], unsigned vector_on_fault);
 void seg_from_desc(struct segment *, uint16_t sel, uint64_t desc);
 int far_jump(struct cpu *, const struct insn *, uint16_t sel, uint64_t off);
 int far_call(struct cpu *, const struct insn *, uint16_t sel, uint64_t off);
 int far_ret(struct cpu *, const struct insn *, unsigned pop_bytes);
 int far_iret(struct cpu *, const struct insn *);
-int task_switch(struct cpu *, uint16_t sel, int source, bool has_error, uint32_t error); /* source: 0 call 1 iret 2 jmp 3 gate */
+int task_switch(struct cpu *, uint16_t sel, int source, bool has_error,
+                uint32_t error); /* source: 0 call 1 iret 2 jmp 3 gate */
 
 /* ---- control registers and MSRs (cr.c, msr.c) ---- */
-int cr_write(struct cpu *, unsigned cr, uint64_t value);             /* with all #GP checks; value as the CPU holds it */
-int msr_read(struct cpu *, uint32_t msr, uint64_t *value);           /* no intercepts; CPU_OK or CPU_FAULT (#GP) */
+int cr_write(struct cpu *, unsigned cr, uint64_t value);   /* with all #GP checks; value as the CPU holds it */
+int msr_read(struct cpu *, uint32_t msr, uint64_t *value); /* no intercepts; CPU_OK or CPU_FAULT (#GP) */
 int msr_write(struct cpu *, uint32_t msr, uint64_t value);
 
 /* ---- trace (cpu.c): if (unlikely(cpu_trace_mask & CPU_TRACE_x)) cpu_trace(cpu, ...) ---- */
@@ -172,21 +173,22 @@ extern unsigned cpu_trace_mask;
 void cpu_trace(struct cpu *, const char *format, ...) __attribute__((format(printf, 2, 3)));
 
 /* ---- units of a cpu, made by cpu_create() in this order and destroyed in the reverse one; 0 or negative errno ---- */
-int code_domain_init(struct cpu_domain *);    /* code.c: domain->code */
+int code_domain_init(struct cpu_domain *); /* code.c: domain->code */
 void code_domain_destroy(struct cpu_domain *);
-int code_cpu_init(struct cpu *);              /* code.c: cpu->code */
+int code_cpu_init(struct cpu *); /* code.c: cpu->code */
 void code_cpu_destroy(struct cpu *);
-int fpu_cpu_init(struct cpu *);               /* fpu.c: cpu->fpu, the XSAVE area in its initial state */
+int fpu_cpu_init(struct cpu *); /* fpu.c: cpu->fpu, the XSAVE area in its initial state */
 void fpu_cpu_destroy(struct cpu *);
-void fpu_cpu_reset(struct cpu *);             /* fpu.c: power-on reset: x87, SSE and AVX state initial */
+void fpu_cpu_reset(struct cpu *); /* fpu.c: power-on reset: x87, SSE and AVX state initial */
 
 /* ---- emulation (emulate.c) ----
- * While cpu->emul is set, one instruction runs on KVM's behalf. Intercepts do not fire (the vmx_intercept functions answer
- * CPU_OK) but for what emulation cannot take: HLT, task switches, triple faults, VMX instructions, MWAIT: CPU_VMEXIT, which
- * becomes EMUL_EXIT. Port I/O goes to emul_pio(), which returns CPU_OK or CPU_USER: count elements of size bytes at buf;
- * *done tells how many were done (at least 1, perhaps fewer than count). When the instruction is replayed the same call is
- * answered from the record. String instructions stop after each element or chunk (CPU_AGAIN): nothing may be committed
- * when a later part of the same call answers CPU_USER. INS probes its memory operand before it reads the port. */
+ * While cpu->emul is set, one instruction runs on KVM's behalf. Intercepts do not fire (the vmx_intercept functions
+ * answer CPU_OK) but for what emulation cannot take: HLT, task switches, triple faults, VMX instructions, MWAIT:
+ * CPU_VMEXIT, which becomes EMUL_EXIT. Port I/O goes to emul_pio(), which returns CPU_OK or CPU_USER: count elements of
+ * size bytes at buf; *done tells how many were done (at least 1, perhaps fewer than count). When the instruction is
+ * replayed the same call is answered from the record. String instructions stop after each element or chunk (CPU_AGAIN):
+ * nothing may be committed when a later part of the same call answers CPU_USER. INS probes its memory operand before it
+ * reads the port. */
 int emul_pio(struct cpu *, uint16_t port, unsigned size, bool in, void *buf, unsigned count, unsigned *done);
 /* A host fault in a re-encoded guest instruction (native.c): 1 = ours, the context was mended. */
 int native_fault(struct cpu *, int sig, void *siginfo, void *ucontext);

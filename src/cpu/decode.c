@@ -208,8 +208,8 @@ static bool row_allows(const struct insn *in)
     return !(in->pfx & PFX_LOCK) || ((row->attrs & A_LOCKABLE) && in->mem == 0);
 }
 
-/* Encodings that Zydis knows under the names of rows but no x86 server processor has: Knights Corner's VEX forms of POPCNT
- * and its kin, and the prefetches of 0F 0D with a register. */
+/* Encodings that Zydis knows under the names of rows but no x86 server processor has: Knights Corner's VEX forms of
+ * POPCNT and its kin, and the prefetches of 0F 0D with a register. */
 static bool never_offered(const ZydisDecodedInstruction *zi)
 {
     if (zi->opcode_map == ZYDIS_OPCODE_MAP_0F && zi->opcode == 0x0d && zi->raw.modrm.mod == 3)

@@ -46,7 +46,8 @@ const struct cpu_exception *cpu_emulate_fault(const struct cpu *);
 
 /* Guest-virtual to guest-physical with the guest's own tables and current privilege (KVM_TRANSLATE, tracing).
  * 0; -1: *fault tells why; 1: the EPT does not map a paging structure, at *gpa: map it and ask again. */
-/* access: ACC_READ, ACC_WRITE or ACC_EXEC; with ACC_SYSTEM as the processor's own access to descriptor tables and TSSs. */
+/* access: ACC_READ, ACC_WRITE or ACC_EXEC; with ACC_SYSTEM as the processor's own access to descriptor tables and TSSs.
+ */
 #define ACC_SYSTEM 8u
 int cpu_translate(struct cpu *, gva_t, unsigned access, gpa_t *, struct cpu_exception *fault);
 

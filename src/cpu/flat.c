@@ -7,8 +7,8 @@
 #include <sys/mman.h>
 
 #define LOG_MAX     (1u << 17)
-#define CHUNK       32768ull           /* bytes of a table that are populated at once: 2,048 pages, 8 MB of linear space */
-#define CHUNKS_MAX  2048u              /* then everything is dropped and given back: 64 MB of tables */
+#define CHUNK       32768ull /* bytes of a table that are populated at once: 2,048 pages, 8 MB of linear space */
+#define CHUNKS_MAX  2048u    /* then everything is dropped and given back: 64 MB of tables */
 #define CHUNK_SLOTS 8192u
 #define GLOBALS     1024u
 #define GLOBAL_EXEC 1024u
@@ -19,26 +19,26 @@ struct flat_log {
 };
 
 struct flat_unit {
-    uint8_t *table[AM_COUNT + 1];      /* the last stays empty: nothing may be cached (breakpoints, alignment checks) */
+    uint8_t *table[AM_COUNT + 1]; /* the last stays empty: nothing may be cached (breakpoints, alignment checks) */
     const void *space;
     uint32_t generation;
     uint64_t world[3];
     uint64_t next_gen;
-    uint64_t exec_seen[64];            /* a filter: pages that flat_note_exec() named since exec_gen[1] changed */
-    bool upper_local;                  /* code of the upper half that is not global was seen */
+    uint64_t exec_seen[64]; /* a filter: pages that flat_note_exec() named since exec_gen[1] changed */
+    bool upper_local;       /* code of the upper half that is not global was seen */
     struct flat_log local, global;
-    uint64_t chunk[CHUNK_SLOTS];       /* hash set: chunk address; 0: free */
+    uint64_t chunk[CHUNK_SLOTS]; /* hash set: chunk address; 0: free */
     unsigned chunks;
-    uint64_t global_page[GLOBALS];     /* linear page | 1: the last walk found it global */
+    uint64_t global_page[GLOBALS]; /* linear page | 1: the last walk found it global */
     struct {
         gva_t page; /* | access mode */
         hva_t hva;
-    } global_exec[GLOBAL_EXEC];        /* executable global pages: valid in every address space, like the tables' globals */
+    } global_exec[GLOBAL_EXEC]; /* executable global pages: valid in every address space, like the tables' globals */
     struct {
         const void *space;
         uint32_t generation;
         uint64_t gen;
-    } spaces[32];                      /* exec_gen[0] of recent address spaces */
+    } spaces[32]; /* exec_gen[0] of recent address spaces */
     unsigned space_victim;
 };
 
@@ -59,11 +59,11 @@ int flat_init(struct cpu *cpu)
     if (!f)
         return -1;
     for (unsigned i = 0; i <= AM_COUNT; i++) {
-        uint8_t *p = mmap(NULL, CPU_SPAN + FLAT_SIZE, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE,
-                          -1, 0);
+        uint8_t *p = mmap(NULL, CPU_SPAN + FLAT_SIZE, PROT_READ | PROT_WRITE,
+                          MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
 
-        if (p == MAP_FAILED || mmap(p, CPU_SPAN, PROT_READ | PROT_WRITE, MAP_SHARED | MAP_FIXED, cpu->struct_fd, 0) ==
-                                   MAP_FAILED) {
+        if (p == MAP_FAILED ||
+            mmap(p, CPU_SPAN, PROT_READ | PROT_WRITE, MAP_SHARED | MAP_FIXED, cpu->struct_fd, 0) == MAP_FAILED) {
             while (i--)
                 munmap(f->table[i] - CPU_SPAN, CPU_SPAN + FLAT_SIZE);
             free(f);

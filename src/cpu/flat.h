@@ -3,20 +3,21 @@
  * add to an address to read there, and to write there, plus 1; 0 = not there. A cache over the tagged TLB: an entry is
  * copied from it, and every drop in tlb.c comes here too. The index is bits 47:12 of the address whatever the rest is,
  * so it never leaves the table. In front of each table struct cpu is mapped once more: one register reaches both, and a
- * change of mode is a change of that register. A non-canonical address gives a non-canonical host address, which faults. */
+ * change of mode is a change of that register. A non-canonical address gives a non-canonical host address, which
+ * faults. */
 #ifndef CPU_FLAT_H
 #define CPU_FLAT_H
 
 #include "cpu_int.h"
 
 #define FLAT_INDEX_MASK 0x0000fffffffff000ull
-#define FLAT_BASE       128                            /* cpu->flat = the mapping of struct cpu + this: short displacements */
-#define FLAT_ENTRY      16ull                          /* bytes: read word, write word */
-#define FLAT_SIZE       ((1ull << 36) * FLAT_ENTRY)    /* bytes of address space a table */
+#define FLAT_BASE       128   /* cpu->flat = the mapping of struct cpu + this: short displacements */
+#define FLAT_ENTRY      16ull /* bytes: read word, write word */
+#define FLAT_SIZE       ((1ull << 36) * FLAT_ENTRY) /* bytes of address space a table */
 
 struct xlat;
 struct mem_unit;
-int flat_init(struct cpu *);    /* reserves the tables; -1 where the address space has no room (then there is no jit) */
+int flat_init(struct cpu *); /* reserves the tables; -1 where the address space has no room (then there is no jit) */
 void flat_destroy(struct cpu *);
 /* Copy what the tagged TLB knows of gva's page in the current access mode. */
 void flat_fill(struct cpu *, gva_t gva);
@@ -32,7 +33,7 @@ void flat_note_global(struct cpu *, gva_t gva, enum acc_mode, bool global); /* t
 /* world: what entries of global pages depend on too: EPT pointer, control bits, VPID. */
 void flat_select(struct cpu *, const void *space, uint32_t generation, const uint64_t world[3], bool slow);
 void flat_note_exec_fill(struct cpu *, gva_t gva, bool global); /* an exec entry was filled */
-void flat_forget_spaces(struct cpu *);           /* a page went in address spaces that are not selected now */
+void flat_forget_spaces(struct cpu *); /* a page went in address spaces that are not selected now */
 /* Where the executable global page of gva lies, 0: not known. */
 hva_t flat_global_exec(struct cpu *, gva_t gva, unsigned am);
 void flat_global_exec_set(struct cpu *, gva_t gva, unsigned am, hva_t page);

@@ -1,6 +1,7 @@
 /* SPDX-License-Identifier: MIT
  * insn.h: decoded instructions and the table of opcode rows (ops.def). Decoding is Zydis's; it happens once per
- * instruction and block. Not to be called with a live guest FPU (host_fpu_save() first): Zydis uses vector registers. */
+ * instruction and block. Not to be called with a live guest FPU (host_fpu_save() first): Zydis uses vector registers.
+ */
 #ifndef CPU_INSN_H
 #define CPU_INSN_H
 
@@ -17,8 +18,13 @@ enum opnd_kind {
     OPK_IMM,   /* insn->imm (the second immediate, of ENTER, EXTRQ and far pointers' selector: insn->imm2) */
     OPK_REL,   /* insn->imm is the signed displacement from the next instruction */
     OPK_FAR,   /* ptr16:16/32: insn->imm offset, imm2 selector */
-    OPK_SEG, OPK_CR, OPK_DR,
-    OPK_MMX, OPK_ST, OPK_VEC, OPK_MASK /* size: 8, 10, 16/32/64, 8 */
+    OPK_SEG,
+    OPK_CR,
+    OPK_DR,
+    OPK_MMX,
+    OPK_ST,
+    OPK_VEC,
+    OPK_MASK /* size: 8, 10, 16/32/64, 8 */
 };
 
 struct opnd {
@@ -27,33 +33,33 @@ struct opnd {
 #define OPND_R 1
 #define OPND_W 2
 
-#define PFX_LOCK  1u
-#define PFX_REP   2u /* F3 */
-#define PFX_REPNE 4u /* F2 */
+#define PFX_LOCK   1u
+#define PFX_REP    2u /* F3 */
+#define PFX_REPNE  4u /* F2 */
 #define PFX_OPSIZE 8u
-#define PFX_REX_W 16u
+#define PFX_REX_W  16u
 
 #define REG_NONE 0xff
 #undef REG_RIP
-#define REG_RIP  0x10 /* base of a rip-relative operand: next instruction's address + disp */
+#define REG_RIP 0x10 /* base of a rip-relative operand: next instruction's address + disp */
 
 struct insn {
     /* the first 64 bytes are what the common functions read */
-    insn_fn *fn;         /* the row's function, or a form of it specialised at decode time (in_select) */
-    uint64_t imm;        /* sign-extended to 64 bits as the instruction uses it */
-    int64_t fdisp;       /* in_ea64(): disp, plus len where rip-relative */
-    void *native;        /* native.c: host code of this instruction; shared, never freed while a block uses it */
+    insn_fn *fn;   /* the row's function, or a form of it specialised at decode time (in_select) */
+    uint64_t imm;  /* sign-extended to 64 bits as the instruction uses it */
+    int64_t fdisp; /* in_ea64(): disp, plus len where rip-relative */
+    void *native;  /* native.c: host code of this instruction; shared, never freed while a block uses it */
     uint8_t len;
-    uint8_t seg;         /* enum seg_reg of the memory operand (defaults and overrides applied) */
+    uint8_t seg;           /* enum seg_reg of the memory operand (defaults and overrides applied) */
     uint8_t fbase, findex; /* in_ea64(): words of cpu_state: a register, rip, or one that is always 0 */
-    uint8_t scale;       /* log2 */
-    uint8_t opsize;      /* effective operand size in bytes: 2, 4, 8 (1 for byte forms) */
-    uint8_t asize;       /* effective address size: 2, 4, 8 */
-    uint8_t aux;         /* a row's own: condition code, ALU operation ... set by in_select. From the decoder: 1 = far */
+    uint8_t scale;         /* log2 */
+    uint8_t opsize;        /* effective operand size in bytes: 2, 4, 8 (1 for byte forms) */
+    uint8_t asize;         /* effective address size: 2, 4, 8 */
+    uint8_t aux; /* a row's own: condition code, ALU operation ... set by in_select. From the decoder: 1 = far */
     struct opnd o[5];
-    uint16_t op;         /* enum op: row of op_rows[] */
-    uint8_t pfx;         /* PFX_* */
-    uint8_t mem;         /* index of the memory operand in o[], or 0xff */
+    uint16_t op; /* enum op: row of op_rows[] */
+    uint8_t pfx; /* PFX_* */
+    uint8_t mem; /* index of the memory operand in o[], or 0xff */
     /* ... and the rest */
     int64_t disp;
     uint32_t imm2;
@@ -94,7 +100,7 @@ enum feature {
 #undef FEATURE
     FEAT_COUNT
 };
-bool cpu_has_feature(enum feature);          /* offered by this processor */
+bool cpu_has_feature(enum feature); /* offered by this processor */
 
 struct op_row {
     const char *name;
@@ -111,7 +117,7 @@ int insn_decode(const uint8_t *bytes, unsigned n, enum cpu_mode mode, struct ins
 int insn_print(const struct insn *, gva_t rip, char *buf, size_t size);
 /* Choose a specialised function for a decoded instruction (in_select.c): sets in->fn and in->aux. */
 void in_select(struct insn *);
-insn_fn in_ud;   /* raises #UD */
+insn_fn in_ud;     /* raises #UD */
 insn_fn in_native; /* native.c */
 /* Prepare in->native: 0; -1: this form is not on the allow-list (-> in_ud). */
 int native_prepare(struct insn *);

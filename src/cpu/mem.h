@@ -10,16 +10,17 @@
 #include "cpu_int.h"
 #include "host.h"
 
-#define PAGE_SIZE  4096ull
-#define PAGE_SHIFT 12
-#define PAGE_MASK  (~(PAGE_SIZE - 1))
+#define PAGE_SIZE    4096ull
+#define PAGE_SHIFT   12
+#define PAGE_MASK    (~(PAGE_SIZE - 1))
 #define TLB_TAG_SLOW 0xfffull /* a tag that no entry has: data breakpoints, alignment checks: everything goes slow */
 
 enum acc_flags {
-    ACCF_SUPER = 8,    /* implicit supervisor access (descriptor tables, TSS, IDT): CPL does not count, never SMAP-allowed */
-    ACCF_RMW = 16,     /* read for a later write: faults as a write */
+    ACCF_SUPER =
+        8, /* implicit supervisor access (descriptor tables, TSS, IDT): CPL does not count, never SMAP-allowed */
+    ACCF_RMW = 16, /* read for a later write: faults as a write */
     ACCF_LOCK = 32,
-    ACCF_USER = 64     /* accessed as CPL 3 whatever CPL is (shadow-stack-like uses; pushes to a user stack) */
+    ACCF_USER = 64 /* accessed as CPL 3 whatever CPL is (shadow-stack-like uses; pushes to a user stack) */
 };
 
 /* Slow paths, any size up to 64 bytes; acc is ACC_READ/ACC_WRITE with ACCF_*. */
@@ -31,9 +32,9 @@ int mem_probe(struct cpu *, enum seg_reg seg, gva_t ea, unsigned size, unsigned 
 int seg_linear_slow(struct cpu *, enum seg_reg seg, gva_t ea, unsigned size, unsigned acc, gva_t *gva);
 
 /* Read-modify-write and native vector operands: verified before anything is visible.
- * ptr points at guest memory itself (usable with lock prefixes), or at buf when the access crosses a page or is MMIO; then
- * mem_rmw_end() writes it back. A begin that answered CPU_OK must be followed by the end, with nothing in between that
- * polls: a locked access over two pages (ACCF_LOCK) stops the domain's other cpus from begin to end. */
+ * ptr points at guest memory itself (usable with lock prefixes), or at buf when the access crosses a page or is MMIO;
+ * then mem_rmw_end() writes it back. A begin that answered CPU_OK must be followed by the end, with nothing in between
+ * that polls: a locked access over two pages (ACCF_LOCK) stops the domain's other cpus from begin to end. */
 struct rmw {
     void *ptr;
     bool bounce;
@@ -64,8 +65,8 @@ void *cpu_guest_phys(struct cpu *, gpa_t gpa, size_t size, unsigned acc);
 
 struct xlat { /* result of a walk */
     gpa_t gpa;
-    hva_t hva;         /* page; 0 where the EPT maps nothing (MMIO) */
-    unsigned perms;    /* ACC_* that may be cached: W only with D set */
+    hva_t hva;      /* page; 0 where the EPT maps nothing (MMIO) */
+    unsigned perms; /* ACC_* that may be cached: W only with D set */
     uint64_t page_size;
     bool global;
 };
@@ -74,11 +75,11 @@ int mem_translate(struct cpu *, gva_t gva, unsigned acc, struct xlat *);
 
 /* ---- flushes: by the cpu's own thread ---- */
 enum tlb_scope {
-    TLB_ALL,            /* everything of every tag */
-    TLB_VPID,           /* all of a VPID (INVVPID single context; MOV CR0/CR4 changes: with globals) */
+    TLB_ALL,  /* everything of every tag */
+    TLB_VPID, /* all of a VPID (INVVPID single context; MOV CR0/CR4 changes: with globals) */
     TLB_VPID_NONGLOBAL,
-    TLB_PCID,           /* non-global entries of one PCID (MOV CR3, INVPCID) */
-    TLB_PAGE            /* one linear address in the current PCID, globals too (INVLPG) */
+    TLB_PCID, /* non-global entries of one PCID (MOV CR3, INVPCID) */
+    TLB_PAGE  /* one linear address in the current PCID, globals too (INVLPG) */
 };
 void tlb_flush(struct cpu *, enum tlb_scope, uint16_t vpid, uint16_t pcid, gva_t);
 /* VPID, EPTP, CR3/PCID or access mode changed: choose cpu->tlb_tag. Cheap. cpu_mode_changed() ends with it. */
@@ -91,7 +92,7 @@ int mem_cpu_init(struct cpu *);
 void mem_cpu_destroy(struct cpu *);
 int mem_domain_init(struct cpu_domain *);
 void mem_domain_destroy(struct cpu_domain *);
-void mem_poll(struct cpu *);      /* cpu_poll's part: ATT_FLUSH, ATT_EPOCH */
+void mem_poll(struct cpu *);        /* cpu_poll's part: ATT_FLUSH, ATT_EPOCH */
 void mem_guest_enter(struct cpu *); /* epoch becomes odd; after it flush requests are looked at */
 void mem_guest_leave(struct cpu *);
 /* Only this cpu runs guest code of the domain until the end call (split locks). Not from inside an epoch wait. */
@@ -99,15 +100,15 @@ void cpu_exclusive_begin(struct cpu *);
 void cpu_exclusive_end(struct cpu *);
 
 /* ---- code pages (code.c implements, mem.c calls) ---- */
-bool code_page_present(struct cpu_domain *, hva_t page);              /* has decoded code: gets no write entry */
+bool code_page_present(struct cpu_domain *, hva_t page); /* has decoded code: gets no write entry */
 /* Code was decoded from [hva, +size) and somebody is about to write there through mem.c. Blocks that overlap die. */
 void code_written(struct cpu *, hva_t hva, unsigned size);
-void code_page_filled(struct cpu *, gva_t gva, hva_t page);           /* an exec entry was filled: verify anew */
-void code_drop_host_range(struct cpu_domain *, hva_t, size_t);        /* source memory goes away */
+void code_page_filled(struct cpu *, gva_t gva, hva_t page);    /* an exec entry was filled: verify anew */
+void code_drop_host_range(struct cpu_domain *, hva_t, size_t); /* source memory goes away */
 
 /* ---- fast paths ---- */
-/* Data entries are the first TLB_ENTRIES of the array that cpu->tlb points at, execution has its own behind them: a data
- * page never pushes out a code page, whose refill means that its bytes are compared. */
+/* Data entries are the first TLB_ENTRIES of the array that cpu->tlb points at, execution has its own behind them: a
+ * data page never pushes out a code page, whose refill means that its bytes are compared. */
 #define ITLB_ENTRIES 512u
 
 static inline bool seg_linear_fast(const struct cpu *cpu, enum seg_reg seg, gva_t ea, gva_t *gva)
@@ -136,24 +137,24 @@ static inline void *tlb_lookup(const struct cpu *cpu, gva_t gva, unsigned size, 
     return NULL;
 }
 
-#define MEM_TYPED(bits)                                                                                                \
-    static inline int mem_ld##bits(struct cpu *cpu, enum seg_reg seg, gva_t ea, uint##bits##_t *v)                     \
-    {                                                                                                                  \
-        gva_t gva;                                                                                                     \
-        void *p;                                                                                                       \
-        if (likely(seg_linear_fast(cpu, seg, ea, &gva)) && likely((p = tlb_lookup(cpu, gva, bits / 8, TLB_READ))) &&   \
-            likely(host_ld##bits(p, v) == 0))                                                                          \
-            return CPU_OK;                                                                                             \
-        return mem_read(cpu, seg, ea, v, bits / 8, ACC_READ);                                                          \
-    }                                                                                                                  \
-    static inline int mem_st##bits(struct cpu *cpu, enum seg_reg seg, gva_t ea, uint##bits##_t v)                      \
-    {                                                                                                                  \
-        gva_t gva;                                                                                                     \
-        void *p;                                                                                                       \
-        if (likely(seg_linear_fast(cpu, seg, ea, &gva)) && likely((p = tlb_lookup(cpu, gva, bits / 8, TLB_WRITE))) &&  \
-            likely(host_st##bits(p, v) == 0))                                                                          \
-            return CPU_OK;                                                                                             \
-        return mem_write(cpu, seg, ea, &v, bits / 8, ACC_WRITE);                                                       \
+#define MEM_TYPED(bits)                                                                                               \
+    static inline int mem_ld##bits(struct cpu *cpu, enum seg_reg seg, gva_t ea, uint##bits##_t *v)                    \
+    {                                                                                                                 \
+        gva_t gva;                                                                                                    \
+        void *p;                                                                                                      \
+        if (likely(seg_linear_fast(cpu, seg, ea, &gva)) && likely((p = tlb_lookup(cpu, gva, bits / 8, TLB_READ))) &&  \
+            likely(host_ld##bits(p, v) == 0))                                                                         \
+            return CPU_OK;                                                                                            \
+        return mem_read(cpu, seg, ea, v, bits / 8, ACC_READ);                                                         \
+    }                                                                                                                 \
+    static inline int mem_st##bits(struct cpu *cpu, enum seg_reg seg, gva_t ea, uint##bits##_t v)                     \
+    {                                                                                                                 \
+        gva_t gva;                                                                                                    \
+        void *p;                                                                                                      \
+        if (likely(seg_linear_fast(cpu, seg, ea, &gva)) && likely((p = tlb_lookup(cpu, gva, bits / 8, TLB_WRITE))) && \
+            likely(host_st##bits(p, v) == 0))                                                                         \
+            return CPU_OK;                                                                                            \
+        return mem_write(cpu, seg, ea, &v, bits / 8, ACC_WRITE);                                                      \
     }
 MEM_TYPED(8)
 MEM_TYPED(16)

@@ -111,7 +111,8 @@ int ept_translate(struct mem_unit *, gpa_t, unsigned acc, hva_t *page, unsigned 
 #define WPERM_W    2u
 #define WPERM_NX   4u
 /* am: the mode whose rights count. CPU_OK: x->hva may be 0 only under emulation (nothing there: x->gpa goes to KVM).
- * With WALK_QUIET: CPU_FAULT, *error is the #PF error code; CPU_VMEXIT: the EPT lacks the paging structure at x->gpa. */
+ * With WALK_QUIET: CPU_FAULT, *error is the #PF error code; CPU_VMEXIT: the EPT lacks the paging structure at x->gpa.
+ */
 int mem_walk(struct cpu *, gva_t, unsigned acc, enum acc_mode am, unsigned flags, struct xlat *, uint32_t *error);
 /* Host memory behind a mapped guest page is gone: an exit that makes KVM look, or a #PF exit without EPT. */
 int mem_host_gone(struct cpu *, gva_t, gpa_t, unsigned acc, bool translated);

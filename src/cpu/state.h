@@ -110,8 +110,26 @@ enum { ACTIVITY_ACTIVE, ACTIVITY_HLT, ACTIVITY_SHUTDOWN, ACTIVITY_WAIT_SIPI };
 #define DR7_FIXED 0x400ull
 #define DR7_GD    (1ull << 13)
 
-enum { VEC_DE, VEC_DB, VEC_NMI, VEC_BP, VEC_OF, VEC_BR, VEC_UD, VEC_NM, VEC_DF, VEC_TS = 10, VEC_NP, VEC_SS, VEC_GP,
-       VEC_PF, VEC_MF = 16, VEC_AC, VEC_MC, VEC_XM };
+enum {
+    VEC_DE,
+    VEC_DB,
+    VEC_NMI,
+    VEC_BP,
+    VEC_OF,
+    VEC_BR,
+    VEC_UD,
+    VEC_NM,
+    VEC_DF,
+    VEC_TS = 10,
+    VEC_NP,
+    VEC_SS,
+    VEC_GP,
+    VEC_PF,
+    VEC_MF = 16,
+    VEC_AC,
+    VEC_MC,
+    VEC_XM
+};
 
 #define PF_P  1u
 #define PF_W  2u

@@ -287,7 +287,7 @@ void tlb_select(struct cpu *cpu)
     m->slow = slow_mode(s);
     cpu->tlb = &m->arrays[s->acc_mode * TLB_ARRAY];
     cpu->tlb_tag = m->slow ? TLB_TAG_SLOW : tlb_real_tag(m, s->acc_mode);
-    flat_select(cpu, sp, sp->generation, (const uint64_t[]){ key.eptp, key.ctl, key.vpid }, m->slow);
+    flat_select(cpu, sp, sp->generation, (const uint64_t[]){key.eptp, key.ctl, key.vpid}, m->slow);
 }
 
 /* Only the access mode of the same address space changed. */

@@ -51,7 +51,7 @@ static const uint32_t encodings[SLOTS] = {
 };
 
 static const uint8_t slot_of_key[1u << (4 + KEY_INDEX_BITS)] = {
-    /* slot + 1, or 0 */
+/* slot + 1, or 0 */
 #define VMCS_FIELD(name, encoding, bits, area, access) [ENC_KEY(encoding)] = SLOT_##name + 1,
 #include "vmcs.def"
 #undef VMCS_FIELD

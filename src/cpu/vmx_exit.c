@@ -22,11 +22,11 @@ int vmx_triple_fault(struct cpu *cpu)
 
 /* ---- guest-state area ---- */
 
-#define FOR_SEGMENTS(X)                                                                                      \
-    X(ES, s->seg[SEG_ES])                                                                                    \
-    X(CS, s->seg[SEG_CS])                                                                                    \
-    X(SS, s->seg[SEG_SS]) X(DS, s->seg[SEG_DS]) X(FS, s->seg[SEG_FS]) X(GS, s->seg[SEG_GS]) X(LDTR, s->ldtr) \
-        X(TR, s->tr)
+#define FOR_SEGMENTS(X)   \
+    X(ES, s->seg[SEG_ES]) \
+    X(CS, s->seg[SEG_CS]) \
+    X(SS, s->seg[SEG_SS]) \
+    X(DS, s->seg[SEG_DS]) X(FS, s->seg[SEG_FS]) X(GS, s->seg[SEG_GS]) X(LDTR, s->ldtr) X(TR, s->tr)
 
 static void load_segments(struct cpu_state *s, const struct vmcs *v)
 {

@@ -11,12 +11,11 @@ int cache_init(struct jit *j)
 {
     const int fd = memfd_create("anykvm-jit", MFD_CLOEXEC);
 
-    j->desc = mmap(NULL, JIT_DESCS * sizeof(*j->desc), PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE,
-                   -1, 0);
-    j->site = mmap(NULL, JIT_DESCS * sizeof(*j->site), PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE,
-                   -1, 0);
-    j->jc = mmap(NULL, JC_BYTES, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1,
-                 0);
+    j->desc = mmap(NULL, JIT_DESCS * sizeof(*j->desc), PROT_READ | PROT_WRITE,
+                   MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
+    j->site = mmap(NULL, JIT_DESCS * sizeof(*j->site), PROT_READ | PROT_WRITE,
+                   MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
+    j->jc = mmap(NULL, JC_BYTES, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
     if (fd < 0 || ftruncate(fd, JIT_CACHE) < 0 || j->desc == MAP_FAILED || j->site == MAP_FAILED || j->jc == MAP_FAILED)
         return -1;
     j->rw = mmap(NULL, JIT_CACHE, PROT_READ | PROT_WRITE, MAP_SHARED | MAP_NORESERVE, fd, 0);
@@ -30,8 +29,8 @@ int cache_init(struct jit *j)
     madvise(j->rx, JIT_CACHE, MADV_DONTFORK);
     cache_trampolines(j);
     j->count = getenv("ANYKVM_STAT");
-    j->map_fd = getenv("ANYKVM_JIT_MAP")
-                    ? open(getenv("ANYKVM_JIT_MAP"), O_WRONLY | O_CREAT | O_TRUNC | O_CLOEXEC, 0600) : -1;
+    j->map_fd =
+        getenv("ANYKVM_JIT_MAP") ? open(getenv("ANYKVM_JIT_MAP"), O_WRONLY | O_CREAT | O_TRUNC | O_CLOEXEC, 0600) : -1;
     return 0;
 }
 
@@ -117,7 +116,7 @@ static void emit_enter(struct jit *j, struct emit *e)
     j->enter = e->w - j->rw;
     for (unsigned i = 0; i < sizeof(saved); i++)
         e_push(e, saved[i]);
-    e_lea(e, H_RSP, rm_mem(H_RSP, -8)); /* aligned: a call may follow */
+    e_lea(e, H_RSP, rm_mem(H_RSP, -8));           /* aligned: a call may follow */
     e_op(e, EF_W, 0, 0x89, H_RDI, rm_reg(H_RCX)); /* mov rcx, rdi */
     e_op(e, EF_W, 0, 0x89, H_RSI, rm_reg(H_R15));
     emit_reload(e);
@@ -147,8 +146,8 @@ static void emit_slow(struct jit *j, struct emit *e)
     e_fix32(e, leave, j->rw + j->leave);
 }
 
-/* rcx = 0 where the pages of the linear addresses T0 and T0 + rcx are both in the table, or both are not, and as far from each
- * other in host memory: an access to both can be made at once. Flags are untouched. */
+/* rcx = 0 where the pages of the linear addresses T0 and T0 + rcx are both in the table, or both are not, and as far
+ * from each other in host memory: an access to both can be made at once. Flags are untouched. */
 static void emit_neighbours(struct jit *j, struct emit *e, bool write)
 {
     struct rm word = {.mem = true, .reg = H_R15, .scale = 3, .disp = (int32_t)CPU_SPAN - FLAT_BASE + (write ? 8 : 0)};

@@ -9,8 +9,25 @@
 #include <stdint.h>
 #include <string.h>
 
-enum host_reg { H_RAX, H_RCX, H_RDX, H_RBX, H_RSP, H_RBP, H_RSI, H_RDI, H_R8, H_R9, H_R10, H_R11, H_R12, H_R13, H_R14,
-                H_R15, H_NONE = 0xff };
+enum host_reg {
+    H_RAX,
+    H_RCX,
+    H_RDX,
+    H_RBX,
+    H_RSP,
+    H_RBP,
+    H_RSI,
+    H_RDI,
+    H_R8,
+    H_R9,
+    H_R10,
+    H_R11,
+    H_R12,
+    H_R13,
+    H_R14,
+    H_R15,
+    H_NONE = 0xff
+};
 
 struct emit {
     uint8_t *w;    /* writable view of the next byte */
@@ -20,14 +37,14 @@ struct emit {
 /* A register or memory operand. */
 struct rm {
     bool mem;
-    uint8_t reg;             /* register, or base (H_NONE: none) */
-    uint8_t index, scale;    /* index H_NONE: none; scale is log2 */
+    uint8_t reg;          /* register, or base (H_NONE: none) */
+    uint8_t index, scale; /* index H_NONE: none; scale is log2 */
     int32_t disp;
 };
 
-#define EF_W    1u  /* REX.W */
-#define EF_O16  2u  /* 66 */
-#define EF_B8   4u  /* byte registers: spl bpl sil dil need a REX */
+#define EF_W    1u /* REX.W */
+#define EF_O16  2u /* 66 */
+#define EF_B8   4u /* byte registers: spl bpl sil dil need a REX */
 #define EF_F2   8u
 #define EF_F3   16u
 #define EF_LOCK 32u

@@ -1,6 +1,6 @@
 /* SPDX-License-Identifier: MIT
- * jit.c: the engine's run loop: finds blocks, has hot ones translated, serves the slow paths of translated code, and keeps
- * translations right when code changes. */
+ * jit.c: the engine's run loop: finds blocks, has hot ones translated, serves the slow paths of translated code, and
+ * keeps translations right when code changes. */
 #include "jit.h"
 #include "tr.h"
 #include <cpuid.h>
@@ -43,7 +43,8 @@ static void block_drop(struct jit *j, struct jit_block *jb)
     if (*link)
         *link = jb->hash_next;
     jb->dead = true;
-    /* ten bytes: blocks are 16 bytes apart or more, and jumps lead to its first byte only; who is inside is past them */
+    /* ten bytes: blocks are 16 bytes apart or more, and jumps lead to its first byte only; who is inside is past them
+     */
     e_mov_imm32(&e, H_RCX, jb->exit_desc);
     e_jmp(&e, (uint64_t)(j->rx + j->slow));
 }
@@ -55,7 +56,8 @@ static void drop_all(struct jit *j)
             block_drop(j, j->hash[i]);
 }
 
-/* Kills that happened since: of all cpus' blocks. A killed block's memory may be another's by now: nothing of it is read. */
+/* Kills that happened since: of all cpus' blocks. A killed block's memory may be another's by now: nothing of it is
+ * read. */
 static void process_kills(struct jit *j)
 {
     const struct code_pages *c = j->cpu->domain->code;
@@ -136,8 +138,8 @@ static void verify_page(struct jit *j, struct jit_page *p, uint64_t stamp)
     }
 }
 
-/* Somebody may have written guest memory without a word (cpu_code_unverify()): links between pages end, so that each page
- * is entered through next_block() again, where its stamp is looked at. */
+/* Somebody may have written guest memory without a word (cpu_code_unverify()): links between pages end, so that each
+ * page is entered through next_block() again, where its stamp is looked at. */
 static void process_unverify(struct jit *j)
 {
     const uint64_t now = atomic_load(&j->cpu->domain->code->gen);
@@ -210,8 +212,8 @@ static struct jc_entry *jc_base(const struct jit *j, uint64_t salt)
 }
 _Static_assert(JC_SLOTS == 1 << 16 && sizeof(struct jc_entry) == 32, "jc_base, HOT_MASK_JC");
 
-/* What an indirect branch may use depends on mode and mappings: each combination has a number of its own. User code sees
- * both halves' generations; supervisor code caches targets in the upper half only. */
+/* What an indirect branch may use depends on mode and mappings: each combination has a number of its own. User code
+ * sees both halves' generations; supervisor code caches targets in the upper half only. */
 static void choose_salt(struct jit *j)
 {
     struct cpu *cpu = j->cpu;

@@ -8,8 +8,9 @@
  *   the others  guest registers (tr_host_reg); guest r10 r11 r14 r15 live in the state
  *   EFLAGS      the guest's six arithmetic flags, nothing else
  *   vectors     the guest's, in blocks with vector instructions (made live at entry)
- * State in memory is exact only where slow_common has spilled. An instruction that is not emitted, misses the flat table or
- * faults is run by its interpreter function through a descriptor: jit_slow(). Nothing of it is visible before that.
+ * State in memory is exact only where slow_common has spilled. An instruction that is not emitted, misses the flat
+ * table or faults is run by its interpreter function through a descriptor: jit_slow(). Nothing of it is visible before
+ * that.
  *
  * The cache belongs to one cpu: only its thread writes or runs it. It is mapped twice, writable and executable. */
 #ifndef JIT_JIT_H
@@ -24,7 +25,7 @@
 #define JIT_BLOCK_MAX 16384u      /* bytes that one block can need */
 #define JIT_DESCS     (1u << 20)
 #define JIT_HASH      (1u << 16)
-#define JIT_HEAT      3u          /* times that a block is interpreted before it is translated; $ANYKVM_JIT_HEAT */
+#define JIT_HEAT      3u /* times that a block is interpreted before it is translated; $ANYKVM_JIT_HEAT */
 #define JC_SLOTS      (1u << 16)
 
 enum desc_kind {
@@ -38,9 +39,9 @@ enum desc_kind {
 
 struct jit_desc {
     struct jit_block *jb;
-    uint32_t resume;   /* offset in the cache */
-    uint32_t patch;    /* offset of a jump's displacement, 0: none */
-    int32_t disp;      /* guest rip minus page address: of the instruction (INSN), of the target (EXIT, POLL) */
+    uint32_t resume; /* offset in the cache */
+    uint32_t patch;  /* offset of a jump's displacement, 0: none */
+    int32_t disp;    /* guest rip minus page address: of the instruction (INSN), of the target (EXIT, POLL) */
     uint16_t index;
     uint8_t kind, size;
 };
@@ -52,21 +53,21 @@ struct jit_site { /* host instruction that may fault -> its slow path */
 struct jit_page {
     hva_t hva;
     uint32_t key;
-    uint64_t stamp;           /* as of code.c: blocks were compared then */
-    uint64_t lines;           /* 64-byte lines that blocks cover: copy has them */
-    bool stale;               /* a block is not what copy has */
+    uint64_t stamp; /* as of code.c: blocks were compared then */
+    uint64_t lines; /* 64-byte lines that blocks cover: copy has them */
+    bool stale;     /* a block is not what copy has */
     struct jit_block *blocks, *dead;
     struct jit_page *next;
-    uint8_t copy[PAGE_SIZE];  /* what blocks were made from: one run over it compares them all */
+    uint8_t copy[PAGE_SIZE]; /* what blocks were made from: one run over it compares them all */
 };
 
 struct jit_block {
-    struct block *b;          /* may be freed once its death is in the kill ring: serial is what tells */
+    struct block *b; /* may be freed once its death is in the kill ring: serial is what tells */
     uint64_t serial;
     hva_t hva;
-    uint32_t key;             /* insn_key, and KEY_UPPER */
-    uint32_t code;            /* offset of the entry */
-    uint32_t exit_desc;       /* DESC_EXIT to itself: what a killed block's entry becomes */
+    uint32_t key;       /* insn_key, and KEY_UPPER */
+    uint32_t code;      /* offset of the entry */
+    uint32_t exit_desc; /* DESC_EXIT to itself: what a killed block's entry becomes */
     bool dead, uses_fpu;
     struct jit_page *page;
     struct jit_block *page_next, *hash_next;
@@ -90,9 +91,9 @@ struct jit_salt { /* who may use an entry: mode and mappings have a number */
 struct jit {
     struct cpu *cpu;
     uint8_t *rw, *rx;
-    uint32_t used, base;          /* bytes; base: behind the trampolines */
-    uint32_t enter, leave, slow;  /* trampolines' offsets */
-    uint32_t neighbours[2];       /* ... for reading, writing */
+    uint32_t used, base;         /* bytes; base: behind the trampolines */
+    uint32_t enter, leave, slow; /* trampolines' offsets */
+    uint32_t neighbours[2];      /* ... for reading, writing */
     struct jit_desc *desc;
     uint32_t ndesc;
     struct jit_site *site;
@@ -101,16 +102,16 @@ struct jit {
     struct jit_page *pages[JIT_HASH];
     struct jc_entry *jc;
     uint64_t kills_seen, unverify_seen;
-    uint32_t heat;                /* JIT_HEAT */
+    uint32_t heat;                           /* JIT_HEAT */
     struct jit_salt salts[JIT_SALTS], *salt; /* the last: in force */
     uint64_t next_salt;
     unsigned salt_victim;
     int (*check)(struct jit *, const struct jit_block *); /* check mode (check.c): runs each block; nothing is linked */
-    int status;                   /* why translated code was left */
+    int status;                                           /* why translated code was left */
     uint64_t resets, translated_blocks, translated_bytes;
     bool count; /* ANYKVM_STAT: each block counts its instructions, a quarter of the time of short blocks */
     int map_fd; /* ANYKVM_JIT_MAP=FILE: a line a block (host address, size, guest address) for profiles; -1: none */
-    uint64_t slow_ops[OP_COUNT];  /* slow paths by row (slow_stat.c) */
+    uint64_t slow_ops[OP_COUNT]; /* slow paths by row (slow_stat.c) */
     struct jit *next_live;
 };
 
@@ -118,9 +119,9 @@ struct jit {
 enum { HOT_PAGE, HOT_MASK, HOT_JC, HOT_SALT, HOT_MASK_JC, HOT_MASK_ROR, HOT_SLOW, HOT_CPU, HOT_COUNT };
 _Static_assert(HOT_COUNT <= 10, "state.def: hot_spare");
 
-#define CPU(field)      ((int32_t)offsetof(struct cpu, field) - FLAT_BASE)
-#define CPU_GPR(g)      ((int32_t)(offsetof(struct cpu, s.gpr) + 8 * (g)) - FLAT_BASE)
-#define CPU_HOT(n)      ((int32_t)(offsetof(struct cpu, s.hot_spare) + 8 * (n)) - FLAT_BASE)
+#define CPU(field) ((int32_t)offsetof(struct cpu, field) - FLAT_BASE)
+#define CPU_GPR(g) ((int32_t)(offsetof(struct cpu, s.gpr) + 8 * (g)) - FLAT_BASE)
+#define CPU_HOT(n) ((int32_t)(offsetof(struct cpu, s.hot_spare) + 8 * (n)) - FLAT_BASE)
 
 /* jit.c */
 struct jit_block *jit_find(struct jit *, hva_t hva, uint32_t key);

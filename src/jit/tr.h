@@ -12,10 +12,10 @@ extern const uint8_t tr_host_reg[16]; /* guest register -> host register, H_NONE
 
 struct tr_stub { /* out of line: ecx = descriptor; jump to slow */
     uint32_t desc;
-    uint8_t size;     /* not 0: first, an access of so many bytes at T0 that may cross pages goes back where it does not, */
-    bool write;       /* or where both pages are neighbours in host memory too. What is known: */
-    bool unaligned;   /* ... it is unaligned, flags are free */
-    uint8_t align;    /* ... it is at a page's end, but perhaps aligned (mask); flags are not free */
+    uint8_t size; /* not 0: first, an access of so many bytes at T0 that may cross pages goes back where it does not, */
+    bool write;   /* or where both pages are neighbours in host memory too. What is known: */
+    bool unaligned; /* ... it is unaligned, flags are free */
+    uint8_t align;  /* ... it is at a page's end, but perhaps aligned (mask); flags are not free */
     uint8_t *back;
     uint8_t *from[4]; /* 32-bit displacements that lead here */
     unsigned nfrom;
@@ -31,10 +31,10 @@ struct tr {
     struct emit e;
     struct block *b;
     struct jit_block *jb;
-    const struct insn *in;    /* the instruction being translated */
+    const struct insn *in; /* the instruction being translated */
     unsigned i;
-    uint32_t off, next_off;   /* page offsets of it and of the one behind it */
-    bool flags_live;          /* before it: checks must leave EFLAGS alone */
+    uint32_t off, next_off; /* page offsets of it and of the one behind it */
+    bool flags_live;        /* before it: checks must leave EFLAGS alone */
     uint8_t live[BLOCK_INSNS + 1];
     uint8_t *insn_start;
     struct tr_stub *insn_stub; /* this instruction's slow path, made on demand */
@@ -42,7 +42,7 @@ struct tr {
     unsigned nstub;
     struct tr_short shorts[64];
     unsigned nshorts;
-    bool ended;               /* control flow never falls out of the last instruction */
+    bool ended; /* control flow never falls out of the last instruction */
 };
 
 typedef bool tr_fn(struct tr *); /* false: not emitted (nothing may have been): the interpreter's function runs it */
@@ -51,13 +51,13 @@ extern tr_fn *const tr_table[OP_COUNT];
 /* ---- translate.c ---- */
 uint32_t tr_desc(struct tr *, enum desc_kind, int32_t disp);
 struct tr_stub *tr_stub_new(struct tr *, uint32_t desc);
-struct tr_stub *tr_slow(struct tr *);                 /* the current instruction by the interpreter */
+struct tr_stub *tr_slow(struct tr *); /* the current instruction by the interpreter */
 void tr_jmp_stub(struct tr *, struct tr_stub *);
 void tr_jcc_stub(struct tr *, unsigned cc, struct tr_stub *);
-void tr_jrcxz_stub(struct tr *, struct tr_stub *);     /* rcx == 0; flags untouched */
+void tr_jrcxz_stub(struct tr *, struct tr_stub *); /* rcx == 0; flags untouched */
 /* Place what jrcxz waits for, if room more bytes would put it out of reach, or behind an unconditional jump. */
 void tr_islands(struct tr *, bool behind_jump, unsigned room);
-void tr_site(struct tr *);                             /* the next host instruction may fault: slow path is the fix-up */
+void tr_site(struct tr *); /* the next host instruction may fault: slow path is the fix-up */
 /* Go on at page + disp (a direct branch or the block's end): linked jumps. */
 void tr_goto(struct tr *, int32_t disp);
 /* Go on at the address in T0 (any value). */
@@ -68,7 +68,8 @@ void tr_goto_reg(struct tr *);
 void tr_ea(struct tr *);
 /* T0 = linear address of the memory operand. false: a form that is not emitted. */
 bool tr_address(struct tr *);
-/* T0 = host address for size bytes, checked for reading (or writing, which implies reading); T1 is lost. Out of line: the slow path. */
+/* T0 = host address for size bytes, checked for reading (or writing, which implies reading); T1 is lost. Out of line:
+ * the slow path. */
 void tr_check(struct tr *, unsigned size, bool write);
 /* The same as an operand, which may take T1 too: keep_t1 where T1 is needed for something else. */
 struct rm tr_checked(struct tr *, unsigned size, bool write, bool keep_t1);

@@ -1,6 +1,7 @@
 /* SPDX-License-Identifier: MIT
  * tr_int.c: integer instructions: the same instruction on host registers or on a checked address. What may fault comes
- * first, what is visible after it; the flags are the host's own. Guest registers that live in the state go through T1. */
+ * first, what is visible after it; the flags are the host's own. Guest registers that live in the state go through T1.
+ */
 #include "tr.h"
 
 static unsigned ef(unsigned size)
@@ -50,7 +51,8 @@ static uint8_t in_reg(struct tr *t, unsigned n)
     return T1;
 }
 
-/* The operand of a checked access; register operand n (if it is one, and in the state) is going to be in T1 meanwhile. */
+/* The operand of a checked access; register operand n (if it is one, and in the state) is going to be in T1 meanwhile.
+ */
 static struct rm checked(struct tr *t, unsigned size, bool write, unsigned n)
 {
     return tr_checked(t, size, write, is_reg(t->in, n) && !tr_pinned(t->in->o[n].reg));
@@ -81,14 +83,22 @@ static bool high_byte_imm(struct tr *t, uint8_t opcode, unsigned n)
 static int alu_index(unsigned op)
 {
     switch (op) {
-    case OP_ADD: return 0;
-    case OP_OR: return 1;
-    case OP_ADC: return 2;
-    case OP_SBB: return 3;
-    case OP_AND: return 4;
-    case OP_SUB: return 5;
-    case OP_XOR: return 6;
-    default: return 7;
+    case OP_ADD:
+        return 0;
+    case OP_OR:
+        return 1;
+    case OP_ADC:
+        return 2;
+    case OP_SBB:
+        return 3;
+    case OP_AND:
+        return 4;
+    case OP_SUB:
+        return 5;
+    case OP_XOR:
+        return 6;
+    default:
+        return 7;
     }
 }
 
@@ -325,8 +335,10 @@ static bool tr_lea(struct tr *t)
         return false;
     if (in->asize == 8 && in->disp == (int32_t)in->disp && (in->base < 16 ? tr_pinned(in->base) : in->base == H_NONE) &&
         (in->index >= 16 || tr_pinned(in->index))) {
-        const struct rm ea = {.mem = true, .reg = in->base < 16 ? tr_host_reg[in->base] : H_NONE,
-                              .index = in->index < 16 ? tr_host_reg[in->index] : H_NONE, .scale = in->scale,
+        const struct rm ea = {.mem = true,
+                              .reg = in->base < 16 ? tr_host_reg[in->base] : H_NONE,
+                              .index = in->index < 16 ? tr_host_reg[in->index] : H_NONE,
+                              .scale = in->scale,
                               .disp = (int32_t)in->disp};
         e_op(&t->e, ef(size), 0, 0x8d, tr_pinned(in->o[0].reg) ? tr_host_reg[in->o[0].reg] : T1, ea);
         out_reg(t, 0);
@@ -411,13 +423,27 @@ static bool tr_shift(struct tr *t)
     struct rm rm;
 
     switch (in->op) {
-    case OP_ROL: n = 0; break;
-    case OP_ROR: n = 1; break;
-    case OP_RCL: n = 2; break;
-    case OP_RCR: n = 3; break;
-    case OP_SHL: n = 4; break;
-    case OP_SHR: n = 5; break;
-    default: n = 7; break;
+    case OP_ROL:
+        n = 0;
+        break;
+    case OP_ROR:
+        n = 1;
+        break;
+    case OP_RCL:
+        n = 2;
+        break;
+    case OP_RCR:
+        n = 3;
+        break;
+    case OP_SHL:
+        n = 4;
+        break;
+    case OP_SHR:
+        n = 5;
+        break;
+    default:
+        n = 7;
+        break;
     }
     by_cl = in->o[1].kind == OPK_REG;
     if ((!by_cl && in->o[1].kind != OPK_IMM) || (in->pfx & PFX_LOCK))
@@ -466,7 +492,8 @@ static bool tr_shift2(struct tr *t)
         e_mov_load(&t->e, T0, r(in, 0));
     if (by_cl)
         e_mov_load32(&t->e, T1, rm_reg(tr_host_reg[R_RCX]));
-    e_op(&t->e, ef(in->o[0].size), 1, (in->op == OP_SHLD ? 0xa4 : 0xac) + by_cl, tr_host_reg[in->o[1].reg], rm_reg(dst));
+    e_op(&t->e, ef(in->o[0].size), 1, (in->op == OP_SHLD ? 0xa4 : 0xac) + by_cl, tr_host_reg[in->o[1].reg],
+         rm_reg(dst));
     if (!by_cl)
         e1(&t->e, in->imm);
     if (in->o[0].size == 4)
@@ -487,7 +514,8 @@ static bool tr_muldiv(struct tr *t)
     unsigned n;
     struct rm rm;
 
-    if (in->op == OP_IMUL && in->o[1].kind != OPK_NONE && in->nops > 1 && is_reg(in, 0) && (is_reg(in, 1) || is_mem(in, 1)))
+    if (in->op == OP_IMUL && in->o[1].kind != OPK_NONE && in->nops > 1 && is_reg(in, 0) &&
+        (is_reg(in, 1) || is_mem(in, 1)))
         return tr_imul(t);
     n = in->op == OP_MUL ? 4 : in->op == OP_IMUL ? 5 : in->op == OP_DIV ? 6 : 7;
     if (is_mem(in, 0)) {
@@ -560,7 +588,8 @@ static bool tr_bit_scan(struct tr *t)
     return true;
 }
 
-/* bt bts btr btc: on registers by register or immediate, on memory by immediate (a register offset moves the address) */
+/* bt bts btr btc: on registers by register or immediate, on memory by immediate (a register offset moves the address)
+ */
 static bool tr_bt(struct tr *t)
 {
     const struct insn *in = t->in;
@@ -628,11 +657,16 @@ static bool tr_nop(struct tr *t)
 static int cond_of(unsigned op)
 {
     switch (op) {
-#define CC(n, name) case OP_J##name: case OP_SET##name: case OP_CMOV##name: return n;
-    CC(0, O) CC(1, NO) CC(2, B) CC(3, NB) CC(4, Z) CC(5, NZ) CC(6, BE) CC(7, NBE) CC(8, S) CC(9, NS) CC(10, P) CC(11, NP)
-    CC(12, L) CC(13, NL) CC(14, LE) CC(15, NLE)
+#define CC(n, name)     \
+    case OP_J##name:    \
+    case OP_SET##name:  \
+    case OP_CMOV##name: \
+        return n;
+        CC(0, O)
+        CC(1, NO) CC(2, B) CC(3, NB) CC(4, Z) CC(5, NZ) CC(6, BE) CC(7, NBE) CC(8, S) CC(9, NS) CC(10, P) CC(11, NP)
+            CC(12, L) CC(13, NL) CC(14, LE) CC(15, NLE)
 #undef CC
-    default: return -1;
+                default : return -1;
     }
 }
 
@@ -928,30 +962,102 @@ static bool tr_leave(struct tr *t)
 }
 
 tr_fn *const tr_table[OP_COUNT] = {
-    [OP_ADD] = tr_alu, [OP_OR] = tr_alu, [OP_ADC] = tr_alu, [OP_SBB] = tr_alu, [OP_AND] = tr_alu, [OP_SUB] = tr_alu,
-    [OP_XOR] = tr_alu, [OP_CMP] = tr_alu, [OP_TEST] = tr_test,
-    [OP_INC] = tr_unary, [OP_DEC] = tr_unary, [OP_NOT] = tr_unary, [OP_NEG] = tr_unary,
-    [OP_MOV] = tr_mov, [OP_MOVZX] = tr_movx, [OP_MOVSX] = tr_movx, [OP_MOVSXD] = tr_movx, [OP_LEA] = tr_lea,
-    [OP_XCHG] = tr_xchg, [OP_CMPXCHG] = tr_cmpxchg, [OP_XADD] = tr_cmpxchg,
-    [OP_ROL] = tr_shift, [OP_ROR] = tr_shift, [OP_RCL] = tr_shift, [OP_RCR] = tr_shift, [OP_SHL] = tr_shift,
-    [OP_SHR] = tr_shift, [OP_SAR] = tr_shift, [OP_SHLD] = tr_shift2, [OP_SHRD] = tr_shift2,
-    [OP_MUL] = tr_muldiv, [OP_IMUL] = tr_muldiv, [OP_DIV] = tr_muldiv, [OP_IDIV] = tr_muldiv,
-    [OP_BSF] = tr_bit_scan, [OP_BSR] = tr_bit_scan, [OP_TZCNT] = tr_bit_scan, [OP_LZCNT] = tr_bit_scan,
-    [OP_POPCNT] = tr_bit_scan, [OP_BT] = tr_bt, [OP_BTS] = tr_bt, [OP_BTR] = tr_bt, [OP_BTC] = tr_bt,
+    [OP_ADD] = tr_alu,
+    [OP_OR] = tr_alu,
+    [OP_ADC] = tr_alu,
+    [OP_SBB] = tr_alu,
+    [OP_AND] = tr_alu,
+    [OP_SUB] = tr_alu,
+    [OP_XOR] = tr_alu,
+    [OP_CMP] = tr_alu,
+    [OP_TEST] = tr_test,
+    [OP_INC] = tr_unary,
+    [OP_DEC] = tr_unary,
+    [OP_NOT] = tr_unary,
+    [OP_NEG] = tr_unary,
+    [OP_MOV] = tr_mov,
+    [OP_MOVZX] = tr_movx,
+    [OP_MOVSX] = tr_movx,
+    [OP_MOVSXD] = tr_movx,
+    [OP_LEA] = tr_lea,
+    [OP_XCHG] = tr_xchg,
+    [OP_CMPXCHG] = tr_cmpxchg,
+    [OP_XADD] = tr_cmpxchg,
+    [OP_ROL] = tr_shift,
+    [OP_ROR] = tr_shift,
+    [OP_RCL] = tr_shift,
+    [OP_RCR] = tr_shift,
+    [OP_SHL] = tr_shift,
+    [OP_SHR] = tr_shift,
+    [OP_SAR] = tr_shift,
+    [OP_SHLD] = tr_shift2,
+    [OP_SHRD] = tr_shift2,
+    [OP_MUL] = tr_muldiv,
+    [OP_IMUL] = tr_muldiv,
+    [OP_DIV] = tr_muldiv,
+    [OP_IDIV] = tr_muldiv,
+    [OP_BSF] = tr_bit_scan,
+    [OP_BSR] = tr_bit_scan,
+    [OP_TZCNT] = tr_bit_scan,
+    [OP_LZCNT] = tr_bit_scan,
+    [OP_POPCNT] = tr_bit_scan,
+    [OP_BT] = tr_bt,
+    [OP_BTS] = tr_bt,
+    [OP_BTR] = tr_bt,
+    [OP_BTC] = tr_bt,
     [OP_BSWAP] = tr_bswap,
-    [OP_CBW] = tr_bytes, [OP_CWDE] = tr_bytes, [OP_CDQE] = tr_bytes, [OP_CWD] = tr_bytes, [OP_CDQ] = tr_bytes,
-    [OP_CQO] = tr_bytes, [OP_CLC] = tr_bytes, [OP_STC] = tr_bytes, [OP_CMC] = tr_bytes, [OP_LAHF] = tr_bytes,
-    [OP_SAHF] = tr_bytes, [OP_MFENCE] = tr_bytes, [OP_LFENCE] = tr_bytes, [OP_SFENCE] = tr_bytes,
-    [OP_NOP] = tr_nop, [OP_PREFETCHT0] = tr_nop, [OP_PREFETCHNTA] = tr_nop,
+    [OP_CBW] = tr_bytes,
+    [OP_CWDE] = tr_bytes,
+    [OP_CDQE] = tr_bytes,
+    [OP_CWD] = tr_bytes,
+    [OP_CDQ] = tr_bytes,
+    [OP_CQO] = tr_bytes,
+    [OP_CLC] = tr_bytes,
+    [OP_STC] = tr_bytes,
+    [OP_CMC] = tr_bytes,
+    [OP_LAHF] = tr_bytes,
+    [OP_SAHF] = tr_bytes,
+    [OP_MFENCE] = tr_bytes,
+    [OP_LFENCE] = tr_bytes,
+    [OP_SFENCE] = tr_bytes,
+    [OP_NOP] = tr_nop,
+    [OP_PREFETCHT0] = tr_nop,
+    [OP_PREFETCHNTA] = tr_nop,
 #define CC(name) [OP_J##name] = tr_jcc, [OP_SET##name] = tr_setcc, [OP_CMOV##name] = tr_cmov,
     CC(O) CC(NO) CC(B) CC(NB) CC(Z) CC(NZ) CC(BE) CC(NBE) CC(S) CC(NS) CC(P) CC(NP) CC(L) CC(NL) CC(LE) CC(NLE)
 #undef CC
-    [OP_JMP] = tr_jmp, [OP_CALL] = tr_call, [OP_RET] = tr_ret, [OP_PUSH] = tr_push, [OP_POP] = tr_pop,
-    [OP_ANDN] = tr_bmi, [OP_PDEP] = tr_bmi, [OP_PEXT] = tr_bmi, [OP_BZHI] = tr_bmi, [OP_BEXTR] = tr_bmi, [OP_SHLX] = tr_bmi,
-    [OP_SARX] = tr_bmi, [OP_SHRX] = tr_bmi, [OP_BLSR] = tr_bmi, [OP_BLSI] = tr_bmi, [OP_BLSMSK] = tr_bmi,
-    [OP_RORX] = tr_rorx, [OP_MULX] = tr_mulx, [OP_ADCX] = tr_adx, [OP_ADOX] = tr_adx, [OP_CRC32] = tr_crc32,
-    [OP_MOVBE] = tr_movbe, [OP_MOVNTI] = tr_movnti, [OP_CMPXCHG8B] = tr_cmpxchg8b, [OP_CMPXCHG16B] = tr_cmpxchg8b,
-    [OP_PREFETCHT1] = tr_nop, [OP_PREFETCHT2] = tr_nop, [OP_PREFETCH] = tr_nop, [OP_PREFETCHW] = tr_nop,
+        [OP_JMP] = tr_jmp,
+    [OP_CALL] = tr_call,
+    [OP_RET] = tr_ret,
+    [OP_PUSH] = tr_push,
+    [OP_POP] = tr_pop,
+    [OP_ANDN] = tr_bmi,
+    [OP_PDEP] = tr_bmi,
+    [OP_PEXT] = tr_bmi,
+    [OP_BZHI] = tr_bmi,
+    [OP_BEXTR] = tr_bmi,
+    [OP_SHLX] = tr_bmi,
+    [OP_SARX] = tr_bmi,
+    [OP_SHRX] = tr_bmi,
+    [OP_BLSR] = tr_bmi,
+    [OP_BLSI] = tr_bmi,
+    [OP_BLSMSK] = tr_bmi,
+    [OP_RORX] = tr_rorx,
+    [OP_MULX] = tr_mulx,
+    [OP_ADCX] = tr_adx,
+    [OP_ADOX] = tr_adx,
+    [OP_CRC32] = tr_crc32,
+    [OP_MOVBE] = tr_movbe,
+    [OP_MOVNTI] = tr_movnti,
+    [OP_CMPXCHG8B] = tr_cmpxchg8b,
+    [OP_CMPXCHG16B] = tr_cmpxchg8b,
+    [OP_PREFETCHT1] = tr_nop,
+    [OP_PREFETCHT2] = tr_nop,
+    [OP_PREFETCH] = tr_nop,
+    [OP_PREFETCHW] = tr_nop,
     [OP_PREFETCHWT1] = tr_nop,
-    [OP_LEAVE] = tr_leave, [OP_PUSHFQ] = tr_pushf, [OP_CLI] = tr_cli, [OP_SWAPGS] = tr_swapgs,
+    [OP_LEAVE] = tr_leave,
+    [OP_PUSHFQ] = tr_pushf,
+    [OP_CLI] = tr_cli,
+    [OP_SWAPGS] = tr_swapgs,
 };

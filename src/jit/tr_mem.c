@@ -47,15 +47,16 @@ bool tr_address(struct tr *t)
         return false;
     address_offset(t, in);
     if (in->seg == SEG_FS || in->seg == SEG_GS) {
-        e_mov_load(&t->e, T1, rm_cpu((int32_t)(offsetof(struct cpu, s.seg) + in->seg * sizeof(struct segment)) +
-                                    (int32_t)offsetof(struct segment, base) - FLAT_BASE));
+        e_mov_load(&t->e, T1,
+                   rm_cpu((int32_t)(offsetof(struct cpu, s.seg) + in->seg * sizeof(struct segment)) +
+                          (int32_t)offsetof(struct segment, base) - FLAT_BASE));
         e_lea(&t->e, T0, (struct rm){.mem = true, .reg = T0, .index = T1});
     }
     return true;
 }
 
-/* Without flags: the last size bytes of a page (for sizes that are no power of two, the last 16) are looked at again out of
- * line, where an aligned access is sent back. */
+/* Without flags: the last size bytes of a page (for sizes that are no power of two, the last 16) are looked at again
+ * out of line, where an aligned access is sent back. */
 static void check_crossing_no_flags(struct tr *t, unsigned size, struct tr_stub *s)
 {
     const unsigned align = size & (size - 1) ? 15 : size - 1;

@@ -5,9 +5,9 @@
 #include <stdlib.h>
 
 const uint8_t tr_host_reg[16] = {
-    [R_RAX] = H_RAX, [R_RCX] = H_R10,  [R_RDX] = H_RDX,  [R_RBX] = H_RBX, [R_RSP] = H_R11,  [R_RBP] = H_RBP,
-    [R_RSI] = H_RSI, [R_RDI] = H_RDI,  [R_R8] = H_R8,    [R_R9] = H_R9,   [R_R10] = H_NONE, [R_R11] = H_NONE,
-    [R_R12] = H_R12, [R_R13] = H_R13,  [R_R14] = H_NONE, [R_R15] = H_NONE,
+    [R_RAX] = H_RAX, [R_RCX] = H_R10, [R_RDX] = H_RDX,  [R_RBX] = H_RBX,  [R_RSP] = H_R11,  [R_RBP] = H_RBP,
+    [R_RSI] = H_RSI, [R_RDI] = H_RDI, [R_R8] = H_R8,    [R_R9] = H_R9,    [R_R10] = H_NONE, [R_R11] = H_NONE,
+    [R_R12] = H_R12, [R_R13] = H_R13, [R_R14] = H_NONE, [R_R15] = H_NONE,
 };
 
 struct rm tr_reg_rm(unsigned g)
@@ -178,13 +178,13 @@ static void goto_same_page(struct tr *t, int32_t disp)
     }
 }
 
-#define CROSS_PAGE  (4 + 2 + 5)                   /* from the imm32: the page's update */
-#define CROSS_USER  (10 + 4 + 4 + 2 + 5)          /* ... which the alias check comes before */
-#define CROSS_JUMP  (CROSS_PAGE + 4 + 7 + 4 + 1) /* ... to the jump's displacement */
+#define CROSS_PAGE (4 + 2 + 5)                  /* from the imm32: the page's update */
+#define CROSS_USER (10 + 4 + 4 + 2 + 5)         /* ... which the alias check comes before */
+#define CROSS_JUMP (CROSS_PAGE + 4 + 7 + 4 + 1) /* ... to the jump's displacement */
 
-/* Another page shows what it showed when the link was made as long as exec_gen is the same. Generations are multiples of
- * 128 and attention is below: their sum tells both in one comparison without flags. User code may show one page at two
- * addresses of a space, with different neighbours: its links hold for the page's address too. */
+/* Another page shows what it showed when the link was made as long as exec_gen is the same. Generations are multiples
+ * of 128 and attention is below: their sum tells both in one comparison without flags. User code may show one page at
+ * two addresses of a space, with different neighbours: its links hold for the page's address too. */
 static void goto_other_page(struct tr *t, int32_t disp)
 {
     const bool user = t->jb->key & KEY_CPL3;

@@ -20,12 +20,12 @@
 #include "stat.h"
 
 typedef uint64_t gfn_t;
-#define PAGE_SHIFT 12
-#define PAGE_SIZE  4096ull
-#define PAGE_MASK  (~(PAGE_SIZE - 1))
-#define likely(x)   __builtin_expect(!!(x), 1)
-#define unlikely(x) __builtin_expect(!!(x), 0)
-#define ARRAY_SIZE(a) (sizeof(a) / sizeof((a)[0]))
+#define PAGE_SHIFT                      12
+#define PAGE_SIZE                       4096ull
+#define PAGE_MASK                       (~(PAGE_SIZE - 1))
+#define likely(x)                       __builtin_expect(!!(x), 1)
+#define unlikely(x)                     __builtin_expect(!!(x), 0)
+#define ARRAY_SIZE(a)                   (sizeof(a) / sizeof((a)[0]))
 #define container_of(ptr, type, member) ((type *)((char *)(ptr)-offsetof(type, member)))
 
 #define KVM_MAX_VCPUS         288
@@ -75,16 +75,28 @@ int kvm_write_guest(struct kvm *, gpa_t, const void *data, size_t len);
 
 /* ---- requests to a vCPU (bits), handled at the top of vcpu_enter_guest ---- */
 enum kvm_request {
-    KVM_REQ_TLB_FLUSH, KVM_REQ_EVENT, KVM_REQ_NMI, KVM_REQ_TRIPLE_FAULT, KVM_REQ_CLOCK_UPDATE, KVM_REQ_MMU_RELOAD,
-    KVM_REQ_UNBLOCK, KVM_REQ_STEAL_UPDATE, KVM_REQ_SCAN_IOAPIC, KVM_REQ_IOAPIC_EOI_EXIT, KVM_REQ_SMI,
-    KVM_REQ_GLOBAL_CLOCK_UPDATE, KVM_REQ_VM_DEAD, KVM_REQ_MSR_FILTER_CHANGED, KVM_REQ_COUNT
+    KVM_REQ_TLB_FLUSH,
+    KVM_REQ_EVENT,
+    KVM_REQ_NMI,
+    KVM_REQ_TRIPLE_FAULT,
+    KVM_REQ_CLOCK_UPDATE,
+    KVM_REQ_MMU_RELOAD,
+    KVM_REQ_UNBLOCK,
+    KVM_REQ_STEAL_UPDATE,
+    KVM_REQ_SCAN_IOAPIC,
+    KVM_REQ_IOAPIC_EOI_EXIT,
+    KVM_REQ_SMI,
+    KVM_REQ_GLOBAL_CLOCK_UPDATE,
+    KVM_REQ_VM_DEAD,
+    KVM_REQ_MSR_FILTER_CHANGED,
+    KVM_REQ_COUNT
 };
-void kvm_make_request(int req, struct kvm_vcpu *);   /* no kick */
-bool kvm_check_request(int req, struct kvm_vcpu *);  /* tests and clears */
+void kvm_make_request(int req, struct kvm_vcpu *);  /* no kick */
+bool kvm_check_request(int req, struct kvm_vcpu *); /* tests and clears */
 bool kvm_request_pending(struct kvm_vcpu *);
 bool kvm_make_all_cpus_request(struct kvm *, int req, bool wait);
 void kvm_flush_remote_tlbs(struct kvm *);
-void kvm_vcpu_kick(struct kvm_vcpu *);               /* out of guest mode, or awake when halted; no system call if neither */
+void kvm_vcpu_kick(struct kvm_vcpu *); /* out of guest mode, or awake when halted; no system call if neither */
 void kvm_vcpu_wake_up(struct kvm_vcpu *);
 
 /* ---- queued events (x86.c, as struct kvm_queued_exception/interrupt) ---- */
@@ -102,18 +114,18 @@ struct kvm_queued_interrupt {
 enum kvm_vcpu_mode { OUTSIDE_GUEST_MODE, IN_GUEST_MODE };
 
 struct kvm_vcpu_arch {
-    struct cpu *cpu;               /* the software VT-x processor */
-    struct vcpu_vmx *vmx;          /* the vendor module's part (kvm_vmx.h) */
-    struct kvm_lapic *apic;        /* NULL without in-kernel irqchip */
+    struct cpu *cpu;        /* the software VT-x processor */
+    struct vcpu_vmx *vmx;   /* the vendor module's part (kvm_vmx.h) */
+    struct kvm_lapic *apic; /* NULL without in-kernel irqchip */
     uint64_t apic_base;
-    uint64_t cr0, cr3, cr4, efer;  /* as the guest sees them; kept by kvm_set_cr0 ... and SET_SREGS */
-    uint64_t cr8;                  /* TPR without an in-kernel APIC */
+    uint64_t cr0, cr3, cr4, efer; /* as the guest sees them; kept by kvm_set_cr0 ... and SET_SREGS */
+    uint64_t cr8;                 /* TPR without an in-kernel APIC */
     uint64_t cr0_guest_owned_bits, cr4_guest_owned_bits;
     int mp_state;
     bool exception_payload_enabled;
     struct kvm_queued_exception exception;
     struct kvm_queued_interrupt interrupt;
-    _Atomic unsigned nmi_queued;   /* asked for, from other threads */
+    _Atomic unsigned nmi_queued; /* asked for, from other threads */
     unsigned nmi_pending;
     bool nmi_injected;
     bool smi_pending, triple_fault_pending;
@@ -128,7 +140,7 @@ struct kvm_vcpu_arch {
     uint64_t kvmclock_msr, wall_clock_msr, steal_msr, pv_eoi_msr, poll_control, async_pf_en, async_pf_int, async_pf_ack;
     /* TSC */
     uint64_t tsc_khz, tsc_offset, tsc_deadline;
-    uint64_t tsc_multiplier;       /* 48 bits of fraction; 0: the host's frequency */
+    uint64_t tsc_multiplier;        /* 48 bits of fraction; 0: the host's frequency */
     bool pvclock_set_guest_stopped; /* KVM_KVMCLOCK_CTRL */
     uint64_t steal_run_delay, steal_checked_ns;
     /* guest debug (KVM_SET_GUEST_DEBUG) */
@@ -150,33 +162,33 @@ struct kvm_vcpu_arch {
         unsigned len;
     } mmio;
     bool user_msr_pending, user_msr_read;
-    bool pv_cpuid_enforce;          /* KVM_CAP_ENFORCE_PV_FEATURE_CPUID */
-    bool has_run;                   /* KVM_RUN was called: CPUID is fixed */
+    bool pv_cpuid_enforce; /* KVM_CAP_ENFORCE_PV_FEATURE_CPUID */
+    bool has_run;          /* KVM_RUN was called: CPUID is fixed */
     bool tpr_access_reporting;
     uint64_t vapic_addr;
-    unsigned pending_extint;       /* KVM_INTERRUPT with a split irqchip: vector + 1 */
-    uint8_t pending_ioapic_eoi;    /* vector, with KVM_REQ_IOAPIC_EOI_EXIT (split irqchip) */
+    unsigned pending_extint;    /* KVM_INTERRUPT with a split irqchip: vector + 1 */
+    uint8_t pending_ioapic_eoi; /* vector, with KVM_REQ_IOAPIC_EOI_EXIT (split irqchip) */
 };
 
 struct kvm_vcpu {
     struct kvm *kvm;
     int vcpu_id, vcpu_idx;
-    int fd;                         /* memfd number in this process, for diagnostics only */
-    struct kvm_run *run;            /* our mapping of the memfd */
+    int fd;              /* memfd number in this process, for diagnostics only */
+    struct kvm_run *run; /* our mapping of the memfd */
     size_t run_size;
-    pthread_mutex_t mutex;          /* held over KVM_RUN and other vCPU ioctls */
-    _Atomic int mode;               /* enum kvm_vcpu_mode */
+    pthread_mutex_t mutex; /* held over KVM_RUN and other vCPU ioctls */
+    _Atomic int mode;      /* enum kvm_vcpu_mode */
     _Atomic uint64_t requests;
-    _Atomic uint32_t wake;          /* futex word: halted vCPUs sleep on it (os.h) */
-    _Atomic bool blocked;           /* sleeping in kvm_vcpu_halt() */
-    _Atomic bool signal_arrived;    /* anykvm_signal_arrived() */
-    bool sigset_active;             /* KVM_SET_SIGNAL_MASK (vcpu.c) */
+    _Atomic uint32_t wake;       /* futex word: halted vCPUs sleep on it (os.h) */
+    _Atomic bool blocked;        /* sleeping in kvm_vcpu_halt() */
+    _Atomic bool signal_arrived; /* anykvm_signal_arrived() */
+    bool sigset_active;          /* KVM_SET_SIGNAL_MASK (vcpu.c) */
     uint64_t sigset;
     struct ktimer signal_poll;
-    bool launched;                  /* VMRESUME instead of VMLAUNCH */
+    bool launched; /* VMRESUME instead of VMLAUNCH */
     struct kvm_vcpu_arch arch;
-    uint64_t *stat;                 /* enum kvm_vcpu_stat, in the file that stats names */
-    uint64_t stat_mark;             /* TSC at the last change between guest mode, kernel part and sleep */
+    uint64_t *stat;     /* enum kvm_vcpu_stat, in the file that stats names */
+    uint64_t stat_mark; /* TSC at the last change between guest mode, kernel part and sleep */
     struct kvm_stats *stats;
 };
 
@@ -184,10 +196,10 @@ struct kvm_arch {
     struct kvm_pic *vpic;
     struct kvm_ioapic *vioapic;
     struct kvm_pit *vpit;
-    _Atomic bool apic_ids_moved;    /* some APIC ID is not its vcpu_id */
+    _Atomic bool apic_ids_moved; /* some APIC ID is not its vcpu_id */
     bool irqchip_kernel, irqchip_split;
     _Atomic int nr_irqs_reserved;
-    uint64_t ept_root;              /* hva of the PML4 page (mmu.c) */
+    uint64_t ept_root; /* hva of the PML4 page (mmu.c) */
     pthread_mutex_t mmu_lock;
     uint64_t tss_addr, identity_map_addr, n_max_mmu_pages;
     int bsp_vcpu_id;
@@ -198,7 +210,7 @@ struct kvm_arch {
     int64_t kvmclock_offset;
     uint64_t master_kernel_ns, master_cycle_now;
     uint64_t last_tsc_nsec, last_tsc_write, last_tsc_khz, cur_tsc_offset;
-    size_t mmu_pages, mmu_chunks;   /* EPT tables in use, and what holds them */
+    size_t mmu_pages, mmu_chunks; /* EPT tables in use, and what holds them */
     void **mmu_chunk;
     uint32_t disabled_exits;
     bool x2apic_format, x2apic_broadcast_quirk_disabled, guest_can_read_msr_platform_info;
@@ -211,29 +223,29 @@ struct kvm_arch {
 
 struct kvm {
     struct cpu_domain *domain;
-    struct srcu srcu;               /* readers of memslots, buses, irq_routing outside of guest mode */
-    _Atomic int users;              /* descriptors and vCPUs */
+    struct srcu srcu;  /* readers of memslots, buses, irq_routing outside of guest mode */
+    _Atomic int users; /* descriptors and vCPUs */
     int fd, owner_pid;
-    pthread_mutex_t lock;           /* vCPU creation, irqchip creation, buses */
+    pthread_mutex_t lock; /* vCPU creation, irqchip creation, buses */
     pthread_mutex_t slots_lock;
     _Atomic(struct kvm_memslots *) memslots;
-    pthread_mutex_t irq_lock;       /* routing, irqfds */
+    pthread_mutex_t irq_lock; /* routing, irqfds */
     _Atomic(struct kvm_irq_routing_table *) irq_routing;
     _Atomic(struct kvm_irq_ack_notifier *) irq_ack_notifiers;
     struct kvm_vcpu *vcpus[KVM_MAX_VCPUS];
     _Atomic int online_vcpus;
     int created_vcpus;
-    pthread_mutex_t bus_lock;       /* writers of buses */
+    pthread_mutex_t bus_lock; /* writers of buses */
     _Atomic(struct kvm_io_bus *) buses[KVM_NR_BUSES];
     struct kvm_coalesced_mmio_ring *coalesced_ring; /* in vCPU 0's memfd */
     struct kvm_coalesced *coalesced;                /* coalesced_mmio.c */
     struct kvm_eventfds *eventfds;                  /* eventfd.c */
-    _Atomic(struct ktimer_thread *) timers;                  /* one thread, lazy (ktimer.c) */
+    _Atomic(struct ktimer_thread *) timers;         /* one thread, lazy (ktimer.c) */
     bool manual_dirty_log_protect, dirty_log_initially_set;
     uint32_t dirty_ring_size;
     _Atomic bool vm_bugged;
     struct kvm_arch arch;
-    uint64_t *stat;                 /* enum kvm_vm_stat */
+    uint64_t *stat; /* enum kvm_vm_stat */
     struct kvm_stats *stats;
 };
 
@@ -254,19 +266,19 @@ struct kvm_vcpu *kvm_get_running_vcpu(void); /* of this thread, or NULL */
 /* kvm_main.c: the calling thread runs the vCPU from now on: its VMCS is current. Around each vCPU ioctl. */
 void vcpu_load(struct kvm_vcpu *);
 void vcpu_put(struct kvm_vcpu *);
-#define kvm_for_each_vcpu(i, v, kvm)                                                                                   \
+#define kvm_for_each_vcpu(i, v, kvm) \
     for ((i) = 0; (i) < atomic_load(&(kvm)->online_vcpus) && ((v) = (kvm)->vcpus[i]) != NULL; (i)++)
 
 /* ---- run loop (x86.c) ---- */
-int kvm_arch_vcpu_ioctl_run(struct kvm_vcpu *);   /* 0 or -EINTR ...; run->exit_reason is set */
-int vcpu_enter_guest(struct kvm_vcpu *);          /* 1: again, 0: to user space, < 0: errno */
-int kvm_vcpu_halt(struct kvm_vcpu *);             /* sleep until kvm_arch_vcpu_runnable() or a signal */
+int kvm_arch_vcpu_ioctl_run(struct kvm_vcpu *); /* 0 or -EINTR ...; run->exit_reason is set */
+int vcpu_enter_guest(struct kvm_vcpu *);        /* 1: again, 0: to user space, < 0: errno */
+int kvm_vcpu_halt(struct kvm_vcpu *);           /* sleep until kvm_arch_vcpu_runnable() or a signal */
 bool kvm_arch_vcpu_runnable(struct kvm_vcpu *);
 int kvm_emulate_halt(struct kvm_vcpu *);
 int kvm_emulate_cpuid(struct kvm_vcpu *);
 int kvm_emulate_hypercall(struct kvm_vcpu *);
 int kvm_skip_emulated_instruction(struct kvm_vcpu *);
-int kvm_set_cr0(struct kvm_vcpu *, uint64_t);     /* 1: #GP is due */
+int kvm_set_cr0(struct kvm_vcpu *, uint64_t); /* 1: #GP is due */
 int kvm_set_cr3(struct kvm_vcpu *, uint64_t);
 int kvm_set_cr4(struct kvm_vcpu *, uint64_t);
 int kvm_set_cr8(struct kvm_vcpu *, uint64_t);
@@ -283,7 +295,7 @@ uint64_t kvm_rip_read(struct kvm_vcpu *);
 void kvm_rip_write(struct kvm_vcpu *, uint64_t);
 uint64_t kvm_get_rflags(struct kvm_vcpu *);
 void kvm_set_rflags(struct kvm_vcpu *, uint64_t);
-uint64_t kvm_register_read(struct kvm_vcpu *, unsigned reg);  /* RSP comes from the VMCS */
+uint64_t kvm_register_read(struct kvm_vcpu *, unsigned reg); /* RSP comes from the VMCS */
 void kvm_register_write(struct kvm_vcpu *, unsigned reg, uint64_t);
 /* PIO and MMIO: 1 handled in the kernel part, 0 to user space */
 int kvm_fast_pio(struct kvm_vcpu *, int size, uint16_t port, bool in);
@@ -298,36 +310,38 @@ bool kvm_guest_vendor_amd(struct kvm_vcpu *);
 bool kvm_cpuid(struct kvm_vcpu *, uint32_t *eax, uint32_t *ebx, uint32_t *ecx, uint32_t *edx);
 struct kvm_cpuid_entry2 *kvm_find_cpuid_entry(struct kvm_vcpu *, uint32_t function, uint32_t index);
 int kvm_vcpu_ioctl_set_cpuid2(struct kvm_vcpu *, const struct kvm_cpuid_entry2 *, int nent);
-void kvm_update_cpuid_runtime(struct kvm_vcpu *); /* OSXSAVE, APIC bit, XCR0's size after CR4, APIC base, XCR0 changes */
+void kvm_update_cpuid_runtime(
+    struct kvm_vcpu *); /* OSXSAVE, APIC bit, XCR0's size after CR4, APIC base, XCR0 changes */
 int kvm_dev_ioctl_get_cpuid(struct kvm_cpuid_entry2 *, int *nent, bool emulated);
 /* Debug registers: arch.db, dr6, dr7 changed */
 void kvm_update_dr0123(struct kvm_vcpu *);
 void kvm_update_dr7(struct kvm_vcpu *);
-int kvm_set_dr(struct kvm_vcpu *, int dr, uint64_t);              /* 1: #GP is due */
+int kvm_set_dr(struct kvm_vcpu *, int dr, uint64_t); /* 1: #GP is due */
 uint64_t kvm_get_dr(struct kvm_vcpu *, int dr);
-uint64_t kvm_read_cr0(struct kvm_vcpu *);                          /* with the guest-owned bits as they are now */
+uint64_t kvm_read_cr0(struct kvm_vcpu *); /* with the guest-owned bits as they are now */
 uint64_t kvm_read_cr4(struct kvm_vcpu *);
 uint64_t kvm_read_cr3(struct kvm_vcpu *);
-uint64_t kvm_valid_cr4_bits(struct kvm_vcpu *);                    /* what the guest's CPUID allows */
+uint64_t kvm_valid_cr4_bits(struct kvm_vcpu *); /* what the guest's CPUID allows */
 bool kvm_is_valid_cr4(struct kvm_vcpu *, uint64_t);
 /* PAE paging: the four PDPTEs that cr3 points at, into the VMCS. 0: not readable or reserved bits set. */
 bool load_pdptrs(struct kvm_vcpu *, uint64_t cr3);
 void kvm_queue_exception_e_p(struct kvm_vcpu *, unsigned nr, uint32_t error, uint64_t payload);
 void kvm_requeue_exception(struct kvm_vcpu *, unsigned nr, bool has_error, uint32_t error);
 void kvm_deliver_exception_payload(struct kvm_vcpu *, struct kvm_queued_exception *);
-void kvm_vcpu_emulation_cancel(struct kvm_vcpu *);                 /* SET_SREGS, INIT, reset: I/O in progress is void */
+void kvm_vcpu_emulation_cancel(struct kvm_vcpu *); /* SET_SREGS, INIT, reset: I/O in progress is void */
 /* kvm_get_msr and kvm_set_msr may also answer these, which KVM_CAP_X86_USER_SPACE_MSR tells apart */
 #define KVM_MSR_RET_INVALID  2 /* no such MSR */
 #define KVM_MSR_RET_FILTERED 3 /* KVM_X86_SET_MSR_FILTER denies it */
 /* TSC (pvclock.c) */
 uint64_t kvm_scale_tsc(struct kvm_vcpu *, uint64_t host_tsc);
 uint64_t kvm_read_l1_tsc(struct kvm_vcpu *, uint64_t host_tsc);
-void kvm_synchronize_tsc(struct kvm_vcpu *, uint64_t guest_tsc);   /* IA32_TSC by KVM_SET_MSRS: vCPUs written together agree */
+void kvm_synchronize_tsc(struct kvm_vcpu *,
+                         uint64_t guest_tsc); /* IA32_TSC by KVM_SET_MSRS: vCPUs written together agree */
 void kvm_vcpu_write_tsc_offset(struct kvm_vcpu *, uint64_t offset);
-int kvm_set_tsc_khz(struct kvm_vcpu *, uint64_t khz);              /* KVM_SET_TSC_KHZ: 0 or -EINVAL */
+int kvm_set_tsc_khz(struct kvm_vcpu *, uint64_t khz); /* KVM_SET_TSC_KHZ: 0 or -EINVAL */
 void kvm_get_clock(struct kvm *, struct kvm_clock_data *);
 int kvm_set_clock(struct kvm *, const struct kvm_clock_data *);
-int kvm_set_guest_paused(struct kvm_vcpu *);                       /* KVM_KVMCLOCK_CTRL: -EINVAL without kvmclock */
+int kvm_set_guest_paused(struct kvm_vcpu *); /* KVM_KVMCLOCK_CTRL: -EINVAL without kvmclock */
 /* pvclock.c */
 int kvm_guest_time_update(struct kvm_vcpu *);
 uint64_t get_kvmclock_ns(struct kvm *);
@@ -337,7 +351,7 @@ void record_steal_time(struct kvm_vcpu *);
 int kvm_mmu_init_vm(struct kvm *);
 void kvm_mmu_uninit_vm(struct kvm *);
 int kvm_tdp_page_fault(struct kvm_vcpu *, gpa_t, uint64_t ept_qualification); /* 1: mapped; 0: MMIO; <0 errno */
-void kvm_mmu_zap_slot(struct kvm *, struct kvm_memory_slot *);   /* drop EPT entries, flush all, wait */
+void kvm_mmu_zap_slot(struct kvm *, struct kvm_memory_slot *);                /* drop EPT entries, flush all, wait */
 void kvm_mmu_write_protect_slot(struct kvm *, struct kvm_memory_slot *, const unsigned long *mask);
 /* Guest-virtual to guest-physical by the guest's tables (KVM_TRANSLATE, hypercalls): -1 if it faults */
 int kvm_mmu_gva_to_gpa(struct kvm_vcpu *, gva_t, unsigned access, gpa_t *);
@@ -369,16 +383,23 @@ int kvm_arch_vcpu_create(struct kvm_vcpu *);
 void kvm_arch_vcpu_destroy(struct kvm_vcpu *);
 
 /* ---- trace and statistics (trace.c, stat.c) ---- */
-enum kvm_trace_class { TRACE_INIT = 1, TRACE_IOCTL = 2, TRACE_EXIT = 4, TRACE_INJECT = 8, TRACE_VMCS = 16, TRACE_MMU = 32,
-                       TRACE_IRQ = 64 };
+enum kvm_trace_class {
+    TRACE_INIT = 1,
+    TRACE_IOCTL = 2,
+    TRACE_EXIT = 4,
+    TRACE_INJECT = 8,
+    TRACE_VMCS = 16,
+    TRACE_MMU = 32,
+    TRACE_IRQ = 64
+};
 extern unsigned kvm_trace_mask; /* ANYKVM_TRACE=init,ioctl,exit,inject,vmcs,mmu,irq; to stderr or ANYKVM_TRACE_FILE */
 void kvm_trace_write(const char *format, ...) __attribute__((format(printf, 1, 2)));
 void kvm_trace_call(const char *function); /* call chains: indented by depth */
 void kvm_trace_return(void);
-#define kvm_trace(class, ...)                                                                                          \
-    do {                                                                                                               \
-        if (unlikely(kvm_trace_mask & (class)))                                                                        \
-            kvm_trace_write(__VA_ARGS__);                                                                              \
+#define kvm_trace(class, ...)                   \
+    do {                                        \
+        if (unlikely(kvm_trace_mask & (class))) \
+            kvm_trace_write(__VA_ARGS__);       \
     } while (0)
 
 #endif

@@ -110,7 +110,7 @@ const char *anykvm_version(void)
 
 static const char *engine_in_force(void)
 {
-    static const char *const best[] = { "jit", "interp" };
+    static const char *const best[] = {"jit", "interp"};
     unsigned i;
 
     if (kvm_params.engine[0])

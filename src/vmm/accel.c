@@ -17,17 +17,26 @@ static int libc_open(const char *path, int flags)
 }
 
 const struct kvm_api kvm_api_kernel = {"kvm", libc_open, ioctl, mmap, close, NULL};
-const struct kvm_api kvm_api_soft = {"soft",       anykvm_open,  anykvm_ioctl,
+const struct kvm_api kvm_api_soft = {"soft",      anykvm_open,  anykvm_ioctl,
                                      anykvm_mmap, anykvm_close, anykvm_signal_arrived};
 
 /* What the monitor cannot do without; the macro keeps name and number together for the message. */
-#define CAP(name) {KVM_CAP_##name, "KVM_CAP_" #name}
+#define CAP(name)                        \
+    {                                    \
+        KVM_CAP_##name, "KVM_CAP_" #name \
+    }
 static const struct {
     int cap;
     const char *name;
 } required_caps[] = {
-    CAP(USER_MEMORY), CAP(DESTROY_MEMORY_REGION_WORKS), CAP(JOIN_MEMORY_REGIONS_WORKS), CAP(SET_TSS_ADDR),
-    CAP(EXT_CPUID),   CAP(IRQCHIP),                     CAP(MP_STATE),                  CAP(IRQ_ROUTING),
+    CAP(USER_MEMORY),
+    CAP(DESTROY_MEMORY_REGION_WORKS),
+    CAP(JOIN_MEMORY_REGIONS_WORKS),
+    CAP(SET_TSS_ADDR),
+    CAP(EXT_CPUID),
+    CAP(IRQCHIP),
+    CAP(MP_STATE),
+    CAP(IRQ_ROUTING),
     CAP(PIT2),
 };
 
@@ -93,7 +102,9 @@ int configure_accelerator(struct accel *a, enum accel_choice choice)
 
     if (a->verbose)
         fprintf(stderr, "anykvm run: configure_accelerator: --accel %s\n",
-                choice == ACCEL_AUTO ? "auto" : choice == ACCEL_KVM ? "kvm" : "soft");
+                choice == ACCEL_AUTO  ? "auto"
+                : choice == ACCEL_KVM ? "kvm"
+                                      : "soft");
     if (choice == ACCEL_SOFT)
         return accel_init_machine(a, &kvm_api_soft, -1);
     fd = open("/dev/kvm", O_RDWR | O_CLOEXEC);

@@ -1,6 +1,6 @@
 /* SPDX-License-Identifier: MIT
- * accel.h: the accelerator: where the monitor finds KVM. It speaks nothing but the KVM API, through struct kvm_api: libc's
- * functions (a real /dev/kvm) or anykvm's (the software VT-x processor). */
+ * accel.h: the accelerator: where the monitor finds KVM. It speaks nothing but the KVM API, through struct kvm_api:
+ * libc's functions (a real /dev/kvm) or anykvm's (the software VT-x processor). */
 #ifndef VMM_ACCEL_H
 #define VMM_ACCEL_H
 
@@ -33,7 +33,8 @@ struct accel {
 int configure_accelerator(struct accel *, enum accel_choice);
 int kvm_check_extension(struct accel *, int cap);
 void accel_close(struct accel *);
-/* Does this /dev/kvm run 64-bit guests with paging? Runs a few instructions for at most 200 ms. NULL: yes; else why not. */
+/* Does this /dev/kvm run 64-bit guests with paging? Runs a few instructions for at most 200 ms. NULL: yes; else why
+ * not. */
 const char *accel_probe(const struct kvm_api *, int kvm_fd);
 
 #endif

@@ -1,6 +1,6 @@
 /* SPDX-License-Identifier: MIT
- * accel_probe.c: does a /dev/kvm run 64-bit guests? Some machines have one on which a stock kernel hangs. A guest of a few
- * instructions turns paging and long mode on, runs in a 64-bit segment and halts. */
+ * accel_probe.c: does a /dev/kvm run 64-bit guests? Some machines have one on which a stock kernel hangs. A guest of a
+ * few instructions turns paging and long mode on, runs in a 64-bit segment and halts. */
 #include "accel.h"
 #include "vmm.h"
 #include <errno.h>

@@ -1,6 +1,6 @@
 /* SPDX-License-Identifier: MIT
- * acpi.c: the tables that a stock kernel needs (ACPI 6.4, "ACPI Software Programming Model"): RSDP, XSDT, FADT with power
- * off and reset, MADT with the interrupt controllers, DSDT with \_S5, the serial port and the clock. */
+ * acpi.c: the tables that a stock kernel needs (ACPI 6.4, "ACPI Software Programming Model"): RSDP, XSDT, FADT with
+ * power off and reset, MADT with the interrupt controllers, DSDT with \_S5, the serial port and the clock. */
 #include "vmm.h"
 #include <string.h>
 
@@ -52,8 +52,12 @@ static uint8_t checksum(const uint8_t *p, size_t n)
 
 static size_t table_begin(struct tables *t, const char *signature, uint8_t revision)
 {
-    struct sdt_header h = {.revision = revision, .oem_id = "ANYKVM", .oem_table_id = "ANYKVM  ", .oem_revision = 1,
-                           .creator_id = "AKVM", .creator_revision = 1};
+    struct sdt_header h = {.revision = revision,
+                           .oem_id = "ANYKVM",
+                           .oem_table_id = "ANYKVM  ",
+                           .oem_revision = 1,
+                           .creator_id = "AKVM",
+                           .creator_revision = 1};
     size_t start;
 
     t->used = (t->used + 15) & ~15ul;
@@ -91,12 +95,12 @@ static uint64_t build_fadt(struct tables *t, uint64_t facs, uint64_t dsdt)
 
     put_le(t, facs, 4);
     put_le(t, dsdt, 4);
-    put_le(t, 0, 1);           /* reserved */
-    put_le(t, 0, 1);           /* preferred profile: unspecified */
+    put_le(t, 0, 1); /* reserved */
+    put_le(t, 0, 1); /* preferred profile: unspecified */
     put_le(t, SCI_IRQ, 2);
-    put_le(t, 0, 4);           /* SMI_CMD: always in ACPI mode */
-    put_zero(t, 4);            /* ACPI_ENABLE, DISABLE, S4BIOS_REQ, PSTATE_CNT */
-    put_le(t, PM_BASE, 4);     /* PM1a event */
+    put_le(t, 0, 4);       /* SMI_CMD: always in ACPI mode */
+    put_zero(t, 4);        /* ACPI_ENABLE, DISABLE, S4BIOS_REQ, PSTATE_CNT */
+    put_le(t, PM_BASE, 4); /* PM1a event */
     put_le(t, 0, 4);
     put_le(t, PM_BASE + 4, 4); /* PM1a control */
     put_le(t, 0, 4);
@@ -106,21 +110,21 @@ static uint64_t build_fadt(struct tables *t, uint64_t facs, uint64_t dsdt)
     put_le(t, 4, 1);           /* PM1_EVT_LEN */
     put_le(t, 2, 1);           /* PM1_CNT_LEN */
     put_le(t, 0, 1);
-    put_le(t, 4, 1);           /* PM_TMR_LEN */
-    put_zero(t, 4);            /* GPE lengths and base, CST_CNT */
-    put_le(t, 0xfff, 2);       /* C2, C3: none */
+    put_le(t, 4, 1);     /* PM_TMR_LEN */
+    put_zero(t, 4);      /* GPE lengths and base, CST_CNT */
+    put_le(t, 0xfff, 2); /* C2, C3: none */
     put_le(t, 0xfff, 2);
-    put_zero(t, 4);            /* FLUSH_SIZE, FLUSH_STRIDE */
-    put_zero(t, 4);            /* DUTY, DAY_ALRM, MON_ALRM */
-    put_le(t, 0x32, 1);        /* CENTURY */
+    put_zero(t, 4);                /* FLUSH_SIZE, FLUSH_STRIDE */
+    put_zero(t, 4);                /* DUTY, DAY_ALRM, MON_ALRM */
+    put_le(t, 0x32, 1);            /* CENTURY */
     put_le(t, 1 << 2 | 1 << 3, 2); /* IAPC_BOOT_ARCH: no VGA, no MSI restriction bit; bit 1 clear: no 8042 */
     put_le(t, 0, 1);
     put_le(t, 1 << 0 | 1 << 2 | 1 << 4 | 1 << 5 | 1 << 10, 4); /* WBINVD, C1, no power and sleep buttons, RESET_REG */
     put_gas_io(t, 0xcf9, 8, 1);
-    put_le(t, 6, 1);           /* RESET_VALUE */
-    put_zero(t, 2);            /* ARM_BOOT_ARCH */
-    put_le(t, 0, 1);           /* minor version */
-    put_le(t, 0, 8);           /* X_FIRMWARE_CTRL: the 32-bit field counts */
+    put_le(t, 6, 1); /* RESET_VALUE */
+    put_zero(t, 2);  /* ARM_BOOT_ARCH */
+    put_le(t, 0, 1); /* minor version */
+    put_le(t, 0, 8); /* X_FIRMWARE_CTRL: the 32-bit field counts */
     put_le(t, dsdt, 8);
     put_gas_io(t, PM_BASE, 32, 2);
     put_zero(t, 12);
@@ -128,9 +132,9 @@ static uint64_t build_fadt(struct tables *t, uint64_t facs, uint64_t dsdt)
     put_zero(t, 12);
     put_zero(t, 12);
     put_gas_io(t, PM_BASE + 8, 32, 3);
-    put_zero(t, 12 + 12);      /* GPE0, GPE1 */
-    put_zero(t, 12 + 12);      /* sleep control and status */
-    put_zero(t, 8);            /* hypervisor vendor identity */
+    put_zero(t, 12 + 12); /* GPE0, GPE1 */
+    put_zero(t, 12 + 12); /* sleep control and status */
+    put_zero(t, 8);       /* hypervisor vendor identity */
     return table_end(t, start);
 }
 
@@ -223,9 +227,9 @@ static void aml_isa_device(struct tables *t, const char *name, const char *hid, 
     put_le(t, base, 2);
     put_le(t, 1, 1);
     put_le(t, len, 1);
-    put_le(t, 0x22, 1);   /* IRQ descriptor */
+    put_le(t, 0x22, 1); /* IRQ descriptor */
     put_le(t, 1u << irq, 2);
-    put_le(t, 0x79, 1);   /* end tag; checksum 0: not used */
+    put_le(t, 0x79, 1); /* end tag; checksum 0: not used */
     put_le(t, 0, 1);
 }
 

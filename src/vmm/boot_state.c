@@ -29,7 +29,10 @@ static const struct {
     unsigned long get, set;
     size_t offset;
 } vcpu_parts[] = {
-#define PART(name, field) {#name, KVM_GET_##name, KVM_SET_##name, offsetof(struct vcpu_boot_state, field)}
+#define PART(name, field)                                                              \
+    {                                                                                  \
+#name, KVM_GET_##name, KVM_SET_##name, offsetof(struct vcpu_boot_state, field) \
+    }
     PART(SREGS, sregs), PART(REGS, regs),          PART(XSAVE, xsave),         PART(XCRS, xcrs),
     PART(LAPIC, lapic), PART(VCPU_EVENTS, events), PART(DEBUGREGS, debugregs), PART(MP_STATE, mp_state),
 };
@@ -37,9 +40,10 @@ static const struct {
 /* What firmware leaves, and what a guest sets that must be as at power-on when it starts again. MTRRs on, all memory
  * write-back: a kernel that finds them off gives up PAT too. */
 static const struct kvm_msr_entry reset_msrs[] = {
-    {.index = 0x4b564d01}, {.index = 0x4b564d00}, {.index = 0x4b564d04}, {.index = 0x4b564d03},
-    {.index = 0x4b564d02}, {.index = 0x174},      {.index = 0x175},      {.index = 0x176},
-    {.index = 0xc0000081}, {.index = 0xc0000082}, {.index = 0xc0000083}, {.index = 0xc0000084},
+    {.index = 0x4b564d01}, {.index = 0x4b564d00}, {.index = 0x4b564d04},
+    {.index = 0x4b564d03}, {.index = 0x4b564d02}, {.index = 0x174},
+    {.index = 0x175},      {.index = 0x176},      {.index = 0xc0000081},
+    {.index = 0xc0000082}, {.index = 0xc0000083}, {.index = 0xc0000084},
     {.index = 0xc0000102}, {.index = 0x6e0},      {.index = 0x2ff, .data = 0xc06},
 };
 

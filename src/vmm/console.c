@@ -1,6 +1,7 @@
 /* SPDX-License-Identifier: MIT
  * console.c: the serial port's other end: stdin and stdout. A terminal goes to raw mode, Ctrl-A x quits (Ctrl-A Ctrl-A
- * sends one). Input is read only when the guest can take it, so piped input waits for the guest; its end quits nothing. */
+ * sends one). Input is read only when the guest can take it, so piped input waits for the guest; its end quits nothing.
+ */
 #include "vmm.h"
 #include <errno.h>
 #include <poll.h>

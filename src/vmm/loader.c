@@ -1,5 +1,6 @@
 /* SPDX-License-Identifier: MIT
- * loader.c: the guest's kernel and initrd: reads files, tells kinds apart, places the initrd, sets the first registers. */
+ * loader.c: the guest's kernel and initrd: reads files, tells kinds apart, places the initrd, sets the first registers.
+ */
 #include "vmm.h"
 #include "loader.h"
 #include <errno.h>
@@ -116,7 +117,10 @@ int load_guest(struct machine *m)
 
     if (!file)
         return -1;
-    if (size >= 4 && memcmp(file, "\x7f" "ELF", 4) == 0)
+    if (size >= 4 && memcmp(file,
+                            "\x7f"
+                            "ELF",
+                            4) == 0)
         ret = load_pvh(m, file, size);
     else
         ret = load_bzimage(m, file, size);

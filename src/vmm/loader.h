@@ -5,13 +5,13 @@
 
 #include "vmm.h"
 
-#define BOOT_GDT       0x00500
-#define BOOT_START     0x06000 /* hvm_start_info and its memory map (PVH) */
-#define BOOT_PARAMS    0x07000 /* the zero page (bzImage) */
-#define BOOT_PAGETABLE 0x08000 /* PML4, PDPT, four page directories: identity map of 4 GiB */
-#define BOOT_CMDLINE   0x20000
+#define BOOT_GDT         0x00500
+#define BOOT_START       0x06000 /* hvm_start_info and its memory map (PVH) */
+#define BOOT_PARAMS      0x07000 /* the zero page (bzImage) */
+#define BOOT_PAGETABLE   0x08000 /* PML4, PDPT, four page directories: identity map of 4 GiB */
+#define BOOT_CMDLINE     0x20000
 #define BOOT_CMDLINE_MAX 0x1000
-#define BOOT_RAM_MIN   (4 * MiB)
+#define BOOT_RAM_MIN     (4 * MiB)
 
 struct entry_state {
     uint64_t rip, rsi, rbx, cr3;

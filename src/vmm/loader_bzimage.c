@@ -31,8 +31,8 @@ static int check_header(const struct machine *m, const uint8_t *file, size_t siz
     if (h->boot_flag != 0xaa55 || h->header != HEADER_MAGIC)
         return vmm_error("--kernel %s: neither a Linux bzImage nor an ELF file", path);
     if (h->version < 0x20c || !(h->xloadflags & XLF_KERNEL_64))
-        return vmm_error("--kernel %s: boot protocol %u.%02u without a 64-bit entry; need 2.12 of a 64-bit kernel", path,
-                         h->version >> 8, h->version & 0xff);
+        return vmm_error("--kernel %s: boot protocol %u.%02u without a 64-bit entry; need 2.12 of a 64-bit kernel",
+                         path, h->version >> 8, h->version & 0xff);
     setup = ((h->setup_sects ? h->setup_sects : 4) + 1) * 512ul;
     if (size < setup + (size_t)h->syssize * 16)
         return vmm_error("--kernel %s: truncated: %zu bytes of %zu", path, size, setup + (size_t)h->syssize * 16);

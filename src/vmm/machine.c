@@ -13,13 +13,10 @@
 
 /* The devices of the machine, in the order of their creation. */
 static const struct device_row machine_devices[] = {
-    {&serial_type, PIO, 0x3f8, 8, 4},
-    {&rtc_type, PIO, 0x70, 2, 8},
-    {&i8042_type, PIO, 0x60, 5, -1},
-    {&reset_type, PIO, 0xcf9, 1, -1},
-    {&pci_host_type, PIO, 0xcf8, 8, -1}, /* after the reset port: it is a byte inside */
-    {&acpi_pm_type, PIO, PM_BASE, 12, SCI_IRQ},
-    {&debugcon_type, PIO, 0xe9, 1, -1},
+    {&serial_type, PIO, 0x3f8, 8, 4},           {&rtc_type, PIO, 0x70, 2, 8},        {&i8042_type, PIO, 0x60, 5, -1},
+    {&reset_type, PIO, 0xcf9, 1, -1},           {&pci_host_type, PIO, 0xcf8, 8, -1}, /* after the reset port: it is a
+                                                                                        byte inside */
+    {&acpi_pm_type, PIO, PM_BASE, 12, SCI_IRQ}, {&debugcon_type, PIO, 0xe9, 1, -1},
 };
 
 int vmm_error(const char *format, ...)

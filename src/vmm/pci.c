@@ -1,6 +1,6 @@
 /* SPDX-License-Identifier: MIT
- * pci.c: PCI configuration by mechanism 1 (PCI Local Bus 3.0, "Configuration Mechanism"): address at 0xcf8, data at 0xcfc.
- * Bus 0 has the host bridge. */
+ * pci.c: PCI configuration by mechanism 1 (PCI Local Bus 3.0, "Configuration Mechanism"): address at 0xcf8, data at
+ * 0xcfc. Bus 0 has the host bridge. */
 #include "vmm.h"
 #include <string.h>
 
@@ -55,5 +55,10 @@ static void pci_reset(struct device *dev)
 }
 
 static const struct state_field pci_state[] = {STATE(struct pci_host, address), {NULL, 0, 0}};
-const struct device_type pci_host_type = {.name = "pci-host", .size = sizeof(struct pci_host), .widths = W8 | W16 | W32,
-    .reset = pci_reset, .read = pci_read, .write = pci_write, .state = pci_state};
+const struct device_type pci_host_type = {.name = "pci-host",
+                                          .size = sizeof(struct pci_host),
+                                          .widths = W8 | W16 | W32,
+                                          .reset = pci_reset,
+                                          .read = pci_read,
+                                          .write = pci_write,
+                                          .state = pci_state};

@@ -6,9 +6,9 @@
 #include <time.h>
 
 /* ---- i8042: ports 0x60 and 0x64 ---- */
-#define KBD_STATUS_OUT  0x01
-#define KBD_STATUS_SYS  0x04
-#define KBD_STATUS_CMD  0x08
+#define KBD_STATUS_OUT      0x01
+#define KBD_STATUS_SYS      0x04
+#define KBD_STATUS_CMD      0x08
 #define KBD_STATUS_UNLOCKED 0x10
 
 struct i8042 {
@@ -95,10 +95,18 @@ static void i8042_reset(struct device *dev)
     k->out = k->cmd = 0;
 }
 
-static const struct state_field i8042_state[] = {
-    STATE(struct i8042, status), STATE(struct i8042, ctr), STATE(struct i8042, out), STATE(struct i8042, cmd), {NULL, 0, 0}};
-const struct device_type i8042_type = {.name = "i8042", .size = sizeof(struct i8042), .widths = W8,
-    .reset = i8042_reset, .read = i8042_read, .write = i8042_write, .state = i8042_state};
+static const struct state_field i8042_state[] = {STATE(struct i8042, status),
+                                                 STATE(struct i8042, ctr),
+                                                 STATE(struct i8042, out),
+                                                 STATE(struct i8042, cmd),
+                                                 {NULL, 0, 0}};
+const struct device_type i8042_type = {.name = "i8042",
+                                       .size = sizeof(struct i8042),
+                                       .widths = W8,
+                                       .reset = i8042_reset,
+                                       .read = i8042_read,
+                                       .write = i8042_write,
+                                       .state = i8042_state};
 
 /* ---- port 0xcf9 and ACPI's reset register ---- */
 struct reset_port {
@@ -119,15 +127,20 @@ static void reset_write(struct device *dev, uint64_t off, unsigned size, uint64_
 }
 
 static const struct state_field reset_state[] = {STATE(struct reset_port, value), {NULL, 0, 0}};
-const struct device_type reset_type = {.name = "reset", .size = sizeof(struct reset_port), .widths = W8,
-    .read = reset_read, .write = reset_write, .state = reset_state};
+const struct device_type reset_type = {.name = "reset",
+                                       .size = sizeof(struct reset_port),
+                                       .widths = W8,
+                                       .read = reset_read,
+                                       .write = reset_write,
+                                       .state = reset_state};
 
-/* ---- ACPI power management (ACPI 6.4, "ACPI Hardware Specification"): PM1 event at 0, control at 4, timer at 8 ---- */
-#define PM1_SCI_EN    0x0001
-#define PM1_SLP_EN    0x2000
+/* ---- ACPI power management (ACPI 6.4, "ACPI Hardware Specification"): PM1 event at 0, control at 4, timer at 8 ----
+ */
+#define PM1_SCI_EN     0x0001
+#define PM1_SLP_EN     0x2000
 #define PM1_SLP_TYP(v) ((v) >> 10 & 7)
 
-#define PM_TIMER_HZ   3579545ull
+#define PM_TIMER_HZ 3579545ull
 
 struct acpi_pm {
     struct device dev;
@@ -185,8 +198,13 @@ static void acpi_pm_reset(struct device *dev)
 
 static const struct state_field acpi_pm_state[] = {
     STATE(struct acpi_pm, status), STATE(struct acpi_pm, enable), STATE(struct acpi_pm, control), {NULL, 0, 0}};
-const struct device_type acpi_pm_type = {.name = "acpi-pm", .size = sizeof(struct acpi_pm), .widths = W16 | W32,
-    .reset = acpi_pm_reset, .read = acpi_pm_read, .write = acpi_pm_write, .state = acpi_pm_state};
+const struct device_type acpi_pm_type = {.name = "acpi-pm",
+                                         .size = sizeof(struct acpi_pm),
+                                         .widths = W16 | W32,
+                                         .reset = acpi_pm_reset,
+                                         .read = acpi_pm_read,
+                                         .write = acpi_pm_write,
+                                         .state = acpi_pm_state};
 
 /* ---- debug port 0xe9: reads 0xe9 when it is there, writes go to stderr (Bochs's and QEMU's convention) ---- */
 static uint64_t debugcon_read(struct device *dev, uint64_t off, unsigned size)
@@ -199,5 +217,5 @@ static void debugcon_write(struct device *dev, uint64_t off, unsigned size, uint
     fputc((int)value, stderr);
 }
 
-const struct device_type debugcon_type = {.name = "debugcon", .size = sizeof(struct device), .widths = W8,
-    .read = debugcon_read, .write = debugcon_write};
+const struct device_type debugcon_type = {
+    .name = "debugcon", .size = sizeof(struct device), .widths = W8, .read = debugcon_read, .write = debugcon_write};

@@ -4,8 +4,23 @@
 #include <string.h>
 #include <time.h>
 
-enum { RTC_SEC, RTC_SEC_ALARM, RTC_MIN, RTC_MIN_ALARM, RTC_HOUR, RTC_HOUR_ALARM, RTC_WEEKDAY, RTC_DAY, RTC_MONTH,
-       RTC_YEAR, RTC_A, RTC_B, RTC_C, RTC_D, RTC_CENTURY = 0x32 };
+enum {
+    RTC_SEC,
+    RTC_SEC_ALARM,
+    RTC_MIN,
+    RTC_MIN_ALARM,
+    RTC_HOUR,
+    RTC_HOUR_ALARM,
+    RTC_WEEKDAY,
+    RTC_DAY,
+    RTC_MONTH,
+    RTC_YEAR,
+    RTC_A,
+    RTC_B,
+    RTC_C,
+    RTC_D,
+    RTC_CENTURY = 0x32
+};
 #define B_24H    0x02
 #define B_BINARY 0x04
 #define B_SET    0x80
@@ -58,8 +73,10 @@ static void fill_time(struct rtc *r)
 static void take_time(struct rtc *r)
 {
     uint8_t h = r->ram[RTC_HOUR];
-    struct tm tm = {.tm_sec = decode(r, r->ram[RTC_SEC]), .tm_min = decode(r, r->ram[RTC_MIN]),
-                    .tm_mday = decode(r, r->ram[RTC_DAY]), .tm_mon = decode(r, r->ram[RTC_MONTH]) - 1,
+    struct tm tm = {.tm_sec = decode(r, r->ram[RTC_SEC]),
+                    .tm_min = decode(r, r->ram[RTC_MIN]),
+                    .tm_mday = decode(r, r->ram[RTC_DAY]),
+                    .tm_mon = decode(r, r->ram[RTC_MONTH]) - 1,
                     .tm_year = decode(r, r->ram[RTC_YEAR]) + (decode(r, r->ram[RTC_CENTURY]) - 19) * 100};
 
     if (r->ram[RTC_B] & B_24H)
@@ -120,5 +137,10 @@ static void rtc_reset(struct device *dev)
 
 static const struct state_field rtc_state[] = {
     STATE(struct rtc, index), STATE(struct rtc, ram), STATE(struct rtc, offset_s), {NULL, 0, 0}};
-const struct device_type rtc_type = {.name = "rtc", .size = sizeof(struct rtc), .widths = W8, .reset = rtc_reset,
-    .read = rtc_read, .write = rtc_write, .state = rtc_state};
+const struct device_type rtc_type = {.name = "rtc",
+                                     .size = sizeof(struct rtc),
+                                     .widths = W8,
+                                     .reset = rtc_reset,
+                                     .read = rtc_read,
+                                     .write = rtc_write,
+                                     .state = rtc_state};

@@ -5,23 +5,23 @@
 
 #define FIFO 16
 enum { REG_DATA, REG_IER, REG_IIR, REG_LCR, REG_MCR, REG_LSR, REG_MSR, REG_SCR };
-#define IER_RX     0x01
-#define IER_TX     0x02
-#define IER_LINE   0x04
-#define IIR_NONE   0x01
-#define IIR_TX     0x02
-#define IIR_RX     0x04
-#define IIR_TIMEOUT 0x0c
-#define IIR_FIFO   0xc0
-#define FCR_ENABLE 0x01
-#define FCR_RX_CLEAR 0x02
-#define LCR_DLAB   0x80
-#define MCR_OUT2   0x08
-#define MCR_LOOP   0x10
-#define LSR_READY  0x01
-#define LSR_OVERRUN 0x02
-#define LSR_THRE   0x20
-#define LSR_TEMT   0x40
+#define IER_RX          0x01
+#define IER_TX          0x02
+#define IER_LINE        0x04
+#define IIR_NONE        0x01
+#define IIR_TX          0x02
+#define IIR_RX          0x04
+#define IIR_TIMEOUT     0x0c
+#define IIR_FIFO        0xc0
+#define FCR_ENABLE      0x01
+#define FCR_RX_CLEAR    0x02
+#define LCR_DLAB        0x80
+#define MCR_OUT2        0x08
+#define MCR_LOOP        0x10
+#define LSR_READY       0x01
+#define LSR_OVERRUN     0x02
+#define LSR_THRE        0x20
+#define LSR_TEMT        0x40
 #define MSR_CTS_DSR_DCD 0xb0
 
 struct serial {
@@ -71,8 +71,8 @@ static uint8_t pop(struct serial *s)
     return c;
 }
 
-/* A driver clears the FIFO while it sets the port up. On a line the bytes would be lost; ours came from a file or a person
- * and the guest has not read them: they go back and come again. */
+/* A driver clears the FIFO while it sets the port up. On a line the bytes would be lost; ours came from a file or a
+ * person and the guest has not read them: they go back and come again. */
 static void clear_fifo(struct serial *s)
 {
     uint8_t unread[FIFO];
@@ -207,7 +207,9 @@ unsigned serial_can_receive(struct device *dev)
 
     pthread_mutex_lock(&dev->lock);
     /* A probing driver sets all of IER for a moment; one that listens has OUT2 (the interrupt's gate) on too. */
-    room = (s->ier & IER_RX) && (s->mcr & (MCR_OUT2 | MCR_LOOP)) == MCR_OUT2 && !s->count ? (s->fcr & FCR_ENABLE ? FIFO : 1) : 0;
+    room = (s->ier & IER_RX) && (s->mcr & (MCR_OUT2 | MCR_LOOP)) == MCR_OUT2 && !s->count
+               ? (s->fcr & FCR_ENABLE ? FIFO : 1)
+               : 0;
     pthread_mutex_unlock(&dev->lock);
     return room;
 }
@@ -224,10 +226,18 @@ void serial_receive(struct device *dev, const uint8_t *data, unsigned n)
 }
 
 static const struct state_field serial_state[] = {
-    STATE(struct serial, ier),  STATE(struct serial, lcr),  STATE(struct serial, mcr),        STATE(struct serial, scr),
-    STATE(struct serial, fcr),  STATE(struct serial, dll),  STATE(struct serial, dlm),        STATE(struct serial, lsr),
-    STATE(struct serial, fifo), STATE(struct serial, head), STATE(struct serial, count),      STATE(struct serial, tx_pending),
+    STATE(struct serial, ier),       STATE(struct serial, lcr),
+    STATE(struct serial, mcr),       STATE(struct serial, scr),
+    STATE(struct serial, fcr),       STATE(struct serial, dll),
+    STATE(struct serial, dlm),       STATE(struct serial, lsr),
+    STATE(struct serial, fifo),      STATE(struct serial, head),
+    STATE(struct serial, count),     STATE(struct serial, tx_pending),
     STATE(struct serial, irq_level), {NULL, 0, 0},
 };
-const struct device_type serial_type = {.name = "serial", .size = sizeof(struct serial), .widths = W8,
-    .reset = serial_reset, .read = serial_read, .write = serial_write, .state = serial_state};
+const struct device_type serial_type = {.name = "serial",
+                                        .size = sizeof(struct serial),
+                                        .widths = W8,
+                                        .reset = serial_reset,
+                                        .read = serial_read,
+                                        .write = serial_write,
+                                        .state = serial_state};

@@ -30,7 +30,8 @@ void vcpu_init_signals(const struct kvm_api *api)
     sigaction(SIG_KICK, &sa, NULL);
 }
 
-/* All of KVM_GET_SUPPORTED_CPUID, with this vCPU's APIC id and the number of vCPUs as one package of single-thread cores. */
+/* All of KVM_GET_SUPPORTED_CPUID, with this vCPU's APIC id and the number of vCPUs as one package of single-thread
+ * cores. */
 static int set_cpuid(struct vcpu *v)
 {
     struct accel *a = &v->machine->accel;

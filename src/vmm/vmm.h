@@ -10,9 +10,9 @@
 #include <stddef.h>
 #include <stdint.h>
 
-#define MiB (1ull << 20)
-#define GiB (1ull << 30)
-#define ARRAY_SIZE(a) (sizeof(a) / sizeof((a)[0]))
+#define MiB                             (1ull << 20)
+#define GiB                             (1ull << 30)
+#define ARRAY_SIZE(a)                   (sizeof(a) / sizeof((a)[0]))
 #define container_of(ptr, type, member) ((type *)((char *)(ptr)-offsetof(type, member)))
 
 /* Physical map: RAM from 0 to at most 3 GiB, a hole for devices below 4 GiB, the rest of RAM from 4 GiB. */
@@ -40,9 +40,13 @@ struct state_field {
     const char *name;
     size_t offset, size;
 };
-#define STATE(type, field) {#field, offsetof(type, field), sizeof(((type *)0)->field)}
+#define STATE(type, field)                                        \
+    {                                                             \
+#field, offsetof(type, field), sizeof(((type *)0)->field) \
+    }
 
-/* off is relative to the region's base; size is 1, 2, 4 or 8, one that .widths has. Called with the device's lock held. */
+/* off is relative to the region's base; size is 1, 2, 4 or 8, one that .widths has. Called with the device's lock held.
+ */
 struct device_type {
     const char *name;
     size_t size;
@@ -96,7 +100,7 @@ struct vcpu {
 struct machine {
     struct machine_config config;
     struct accel accel;
-    void *ram;             /* one mapping; guest-physical RAM below and above the hole */
+    void *ram; /* one mapping; guest-physical RAM below and above the hole */
     int ram_fd;
     uint64_t low_ram, high_ram;
     struct vcpu vcpus[MAX_VCPUS];
@@ -108,7 +112,7 @@ struct machine {
     enum request request;
     int exit_status;
     unsigned parked;
-    bool stop;             /* vCPU threads end */
+    bool stop; /* vCPU threads end */
     struct boot_state *boot_state;
 };
 
@@ -142,7 +146,7 @@ int boot_state_save(struct machine *);
 int boot_state_restore(struct machine *);
 
 /* loaders */
-int load_guest(struct machine *);                     /* loader.c: by the file's kind; sets vCPU 0's registers */
+int load_guest(struct machine *); /* loader.c: by the file's kind; sets vCPU 0's registers */
 int load_bzimage(struct machine *, const uint8_t *file, size_t size);
 int load_pvh(struct machine *, const uint8_t *file, size_t size);
 int load_initrd(struct machine *, uint64_t limit, uint64_t kernel_end, uint64_t *gpa, uint64_t *size);
@@ -161,10 +165,10 @@ int console_start(struct machine *);
 void console_stop(void);
 void console_write(const void *, size_t);
 void console_unread(const uint8_t *, unsigned n); /* bytes that the guest was given but has not read */
-void console_room(void); /* the serial port can take input again */
+void console_room(void);                          /* the serial port can take input again */
 
 /* serial.c */
-unsigned serial_can_receive(struct device *);         /* bytes that the guest can take now */
+unsigned serial_can_receive(struct device *); /* bytes that the guest can take now */
 void serial_receive(struct device *, const uint8_t *, unsigned n);
 extern const struct device_type serial_type, rtc_type, i8042_type, acpi_pm_type, reset_type, debugcon_type,
     pci_host_type;

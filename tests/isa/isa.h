@@ -49,7 +49,7 @@ struct outcome {
 void host_side_init(void);
 void host_signals_init(void);    /* after the processor's own handlers */
 extern bool host_repeats;        /* RIP that stays means: not done yet */
-extern bool host_free; /* no trap flag: up to the first fault or INT3 */
+extern bool host_free;           /* no trap flag: up to the first fault or INT3 */
 uint8_t *host_page(unsigned pg); /* writable whatever the instruction may do with the page; NULL if not mapped */
 /* Registers in, one instruction (all steps of a string instruction), registers out. */
 void host_run(enum cpu_mode, const struct regs *in, struct outcome *out);
