@@ -2,7 +2,7 @@
 BUILD ?= build
 ARGS ?=
 
-.PHONY: all build run test test-clients bench install format lint deps clean
+.PHONY: all build run test test-long test-clients bench install format lint deps clean
 all: build
 
 deps:
@@ -20,6 +20,10 @@ test: build
 # KVM clients under the preload library (docs/clients.md)
 test-clients: build
 	@scripts/test $(BUILD) clients </dev/null
+
+# The differential harness with 10,000 cases for each form: about an hour.
+test-long: build
+	for m in 64 32 16; do for q in int vec; do $(BUILD)/tests/isa/isa -m $$m -q $$q -n 10000 || exit 1; done; done
 
 bench: build
 	@scripts/bench $(BUILD) </dev/null
