@@ -356,7 +356,7 @@ static uint64_t slow_exit(struct jit *j, const struct jit_desc *d)
     if (!jb)
         return 0;
     if (desc.patch && j->resets == resets && !desc.jb->dead && jb->key == desc.jb->key) {
-        if (desc.kind == DESC_CROSS) /* mov rcx, gs:[exec_gen]; lea rcx, [rcx - gen] ... : see tr_goto() */
+        if (desc.kind == DESC_CROSS) /* the guard of goto_other_page() */
             link_cross(j, desc.patch, cpu->exec_gen[jb->key & KEY_UPPER ? 1 : 0], from, jb->key & KEY_CPL3,
                        code_address(j, jb));
         else
