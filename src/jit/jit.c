@@ -314,7 +314,8 @@ static unsigned insn_offset(const struct jit_block *jb, unsigned index)
 }
 
 /* A branch whose target is not canonical faults itself, with nothing done: take back the stack pointer, and let the
- * interpreter raise it. */
+ * interpreter raise it. (Indirect calls look before they push. A direct one over the edge of the lower half has written
+ * its return address below the stack pointer.) */
 static bool branch_undo(struct jit *j, const struct jit_desc *d)
 {
     struct cpu_state *s = &j->cpu->s;

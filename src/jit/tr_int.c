@@ -663,8 +663,9 @@ static int cond_of(unsigned op)
     case OP_CMOV##name: \
         return n;
         CC(0, O)
-        CC(1, NO) CC(2, B) CC(3, NB) CC(4, Z) CC(5, NZ) CC(6, BE) CC(7, NBE) CC(8, S) CC(9, NS) CC(10, P) CC(11, NP)
-            CC(12, L) CC(13, NL) CC(14, LE) CC(15, NLE)
+        CC(1, NO)
+        CC(2, B) CC(3, NB) CC(4, Z) CC(5, NZ) CC(6, BE) CC(7, NBE) CC(8, S) CC(9, NS) CC(10, P) CC(11, NP) CC(12, L)
+            CC(13, NL) CC(14, LE) CC(15, NLE)
 #undef CC
                 default : return -1;
     }
@@ -774,6 +775,26 @@ static void push_done(struct tr *t)
     e_lea(&t->e, sp, rm_mem(sp, -8));
 }
 
+/* T0, where an indirect call goes, is canonical, or the interpreter raises the fault: behind the push it would be too
+ * late. Flags are untouched; T1 is lost. */
+static void check_target(struct tr *t)
+{
+    struct emit *e = &t->e;
+    const int32_t likely_sign = t->jb->key & KEY_UPPER ? -1 : 0;
+    uint8_t *likely_ok, *ok;
+
+    e_mov_imm32(e, T1, 47);
+    e_vex(e, 2, 2, true, 0xf7, T1, T1, rm_reg(T0)); /* sarx: 0 or -1 */
+    if (likely_sign)
+        e_lea(e, T1, rm_mem(T1, 1));
+    likely_ok = e_jrcxz_later(e);
+    e_lea(e, T1, rm_mem(T1, likely_sign ? -1 : 1));
+    ok = e_jrcxz_later(e);
+    tr_jmp_stub(t, tr_slow(t));
+    e_fix8(likely_ok, e->w);
+    e_fix8(ok, e->w);
+}
+
 static bool tr_call(struct tr *t)
 {
     const struct insn *in = t->in;
@@ -788,9 +809,11 @@ static bool tr_call(struct tr *t)
             return false;
         e_mov_load(&t->e, T0, rm);
         e_mov_store(&t->e, rm_cpu(temp), T0);
+        check_target(t);
     } else if (is_reg(in, 0)) {
         e_mov_load(&t->e, T0, r(in, 0)); /* call rsp jumps to the old one */
         e_mov_store(&t->e, rm_cpu(temp), T0);
+        check_target(t);
     } else if (in->o[0].kind != OPK_REL) {
         return false;
     }

@@ -442,6 +442,7 @@ int main(int argc, char **argv)
     }
     host_free = true;
     host_side_init();
+    host_side_apart();
     soft_init(engine);
     host_signals_init();
     before.fpu = aligned_alloc(64, (cpu_fpu_area_size() + 63) & ~63ull);

@@ -393,10 +393,6 @@ static void random_state(enum cpu_mode mode, const struct form *f, const struct 
     }
     special_operands(mode, f, d, 0);
     before.gpr[R_RSP] &= (1ull << 47) - 1; /* the host's IRET to the instruction takes no other */
-    /* the translator's tables fill much of this process: a stack pointer aimed at with its lower half alone may hit
-     * them */
-    if (guest_translated() && (uint32_t)before.gpr[R_RSP] - ARENA < ARENA_PAGES * PAGE_SIZE)
-        before.gpr[R_RSP] = (uint32_t)before.gpr[R_RSP];
     if (mode != MODE_64)
         for (unsigned i = 0; i < 16; i++)
             before.gpr[i] = i < 8 ? (uint32_t)before.gpr[i] : 0;
@@ -513,9 +509,6 @@ static bool differs(const struct form *f)
     if ((host.r.rflags ^ guest.r.rflags) & ~masked)
         DIFFER("rflags: host %llx, interpreter %llx", (unsigned long long)host.r.rflags,
                (unsigned long long)guest.r.rflags);
-    /* translated, the return address is below the stack pointer, when a target that is not canonical is found */
-    if (guest_translated() && host.vector == VEC_GP && named(f, " CALL "))
-        resync();
     if (host.vector >= 0 &&
         named(f, " ENTER ")) /* the host has pushed a part of the display when a later push faults */
         resync();

@@ -3,10 +3,15 @@
  * the trap flag; the step's or fault's frame holds the result. So every register, CS included, can be set and seen. */
 #include "isa.h"
 #include <asm/ldt.h>
+#include <errno.h>
+#include <linux/futex.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <sys/mman.h>
+#include <sys/prctl.h>
 #include <sys/syscall.h>
+#include <sys/wait.h>
+#include <time.h>
 #include <unistd.h>
 
 #define G_RIP 16 /* of glibc's gregs; insn.h took the name */
@@ -114,7 +119,7 @@ __attribute__((noinline)) static void breakpoint(void)
     __asm__ volatile("int3" ::: "memory");
 }
 
-void host_run(enum cpu_mode mode, const struct regs *in, struct outcome *out)
+static void run_here(enum cpu_mode mode, const struct regs *in, struct outcome *out)
 {
     const uint16_t data = mode == MODE_COMPAT16 ? LDT_DATA16 : 0x2b;
 
@@ -131,6 +136,91 @@ void host_run(enum cpu_mode mode, const struct regs *in, struct outcome *out)
         out->cr2 = 0;
     if (out->vector < 0)
         out->error = 0;
+}
+
+/* ---- in another process ---- */
+static struct remote {
+    _Atomic uint32_t turn; /* odd: the other process's */
+    enum cpu_mode mode;
+    bool repeats, free;
+    struct regs in;
+    struct outcome out;
+    _Alignas(64) uint8_t in_fpu[PAGE_SIZE], out_fpu[PAGE_SIZE];
+} * remote;
+static pid_t remote_pid;
+
+static void wait_while(uint32_t turn)
+{
+    const struct timespec second = {.tv_sec = 1};
+
+    while (atomic_load(&remote->turn) == turn) {
+        if (!syscall(SYS_futex, &remote->turn, FUTEX_WAIT, turn, &second, NULL, 0) || errno != ETIMEDOUT ||
+            !remote_pid || !waitpid(remote_pid, NULL, WNOHANG))
+            continue;
+        fprintf(stderr, "isa: the host's side has died\n");
+        exit(2);
+    }
+}
+
+static void next_turn(void)
+{
+    atomic_fetch_add(&remote->turn, 1);
+    syscall(SYS_futex, &remote->turn, FUTEX_WAKE, 1, NULL, NULL, 0);
+}
+
+static void serve(void)
+{
+    prctl(PR_SET_PDEATHSIG, SIGKILL);
+    for (unsigned pg = 0; pg < ARENA_PAGES; pg++) /* error codes say whether a page is present */
+        if (page_mapped(pg))
+            madvise((void *)(ARENA + pg * PAGE_SIZE), PAGE_SIZE, MADV_POPULATE_READ);
+    host_signals_init();
+    remote->in.fpu = (struct xsave_area *)remote->in_fpu;
+    remote->out.r.fpu = (struct xsave_area *)remote->out_fpu;
+    for (uint32_t turn = 0;; turn += 2) {
+        wait_while(turn);
+        host_repeats = remote->repeats;
+        host_free = remote->free;
+        run_here(remote->mode, &remote->in, &remote->out);
+        next_turn();
+    }
+}
+
+void host_side_apart(void)
+{
+    remote = mmap(NULL, sizeof(*remote), PROT_READ | PROT_WRITE, MAP_SHARED | MAP_ANONYMOUS, -1, 0);
+    if (remote == MAP_FAILED || cpu_fpu_area_size() > PAGE_SIZE || (remote_pid = fork()) < 0) {
+        perror("isa: the host's process");
+        exit(2);
+    }
+    if (!remote_pid)
+        serve();
+}
+
+static void run_apart(enum cpu_mode mode, const struct regs *in, struct outcome *out)
+{
+    struct xsave_area *fpu = out->r.fpu;
+
+    remote->mode = mode;
+    remote->repeats = host_repeats;
+    remote->free = host_free;
+    memcpy(remote->in.gpr, in->gpr, sizeof(in->gpr));
+    remote->in.rip = in->rip;
+    remote->in.rflags = in->rflags;
+    memcpy(remote->in_fpu, in->fpu, cpu_fpu_area_size());
+    next_turn();
+    wait_while(atomic_load(&remote->turn) | 1);
+    *out = remote->out;
+    out->r.fpu = fpu;
+    memcpy(fpu, remote->out_fpu, cpu_fpu_area_size());
+}
+
+void host_run(enum cpu_mode mode, const struct regs *in, struct outcome *out)
+{
+    if (remote)
+        run_apart(mode, in, out);
+    else
+        run_here(mode, in, out);
 }
 
 bool host_has_mode(enum cpu_mode mode)

@@ -99,6 +99,8 @@ int main(int argc, char **argv)
     }
     setvbuf(stdout, NULL, _IOLBF, 0);
     host_side_init();
+    if (!strcmp(engine, "jit"))
+        host_side_apart();
     guest_side_init(engine);
     host_signals_init();
     guest_mode(mode);

@@ -47,6 +47,9 @@ struct outcome {
 
 /* ---- the two sides ---- */
 void host_side_init(void);
+/* host_run() in a process of its own: a translator's tables fill so much of this one that random addresses meet them.
+ * Before a processor is made. */
+void host_side_apart(void);
 void host_signals_init(void);    /* after the processor's own handlers */
 extern bool host_repeats;        /* RIP that stays means: not done yet */
 extern bool host_free;           /* no trap flag: up to the first fault or INT3 */
