@@ -68,7 +68,23 @@ static struct block **cache_slot(struct cpu *cpu, hva_t hva, uint32_t key)
     return &cpu->code->cache[(hva ^ hva >> 11 ^ key << 3) & (LOOKUP_CACHE - 1)];
 }
 
+/* Bytes of a block in its second page, from that page's start on. */
+static unsigned tail_of(const struct block *b)
+{
+    return b->bytes - (PAGE_SIZE - (b->hva & ~PAGE_MASK));
+}
+
 /* ---- killing and freeing ---- */
+static void cross_unlink(struct block *b)
+{
+    struct block **link = &b->page2->cross;
+
+    while (*link != b)
+        link = &(*link)->cross_next;
+    *link = b->cross_next;
+    b->page2->nblocks--;
+}
+
 /* Take it out. alone: its page lives on, so that links to it must go. */
 static void block_kill(struct code_pages *c, struct code_page *p, struct block *b, bool alone)
 {
@@ -77,6 +93,8 @@ static void block_kill(struct code_pages *c, struct code_page *p, struct block *
     while (*link != b)
         link = &(*link)->next;
     *link = b->next;
+    if (b->page2)
+        cross_unlink(b);
     c->kill_ring[c->kills % KILL_RING] = (struct killed){.hva = b->hva, .key = b->key, .serial = b->serial};
     atomic_store(&b->hva, 0);
     atomic_fetch_add(&c->kills, 1);
@@ -103,6 +121,8 @@ static void page_kill_blocks(struct code_pages *c, struct code_page *p)
     for (unsigned i = 0; i < PAGE_BUCKETS; i++)
         while (p->bucket[i])
             block_kill(c, p, p->bucket[i], false);
+    while (p->cross)
+        block_kill(c, p->cross->page, p->cross, true);
     p->lines = 0;
 }
 
@@ -214,7 +234,9 @@ static uint64_t stamp_of(const struct code_pages *c, const struct code_page *p)
 static inline bool block_fresh(const struct cpu *cpu, const struct block *b)
 {
     return atomic_load_explicit(&b->verified, memory_order_relaxed) == stamp_of(cpu->domain->code, b->page) &&
-           likely(cpu->s.paging != PAGING_NONE) && likely(!b->page->selfcheck);
+           likely(cpu->s.paging != PAGING_NONE) && likely(!b->page->selfcheck) &&
+           (likely(!b->page2) ||
+            (b->verified2 == stamp_of(cpu->domain->code, b->page2) && likely(!b->page2->selfcheck)));
 }
 
 /* Memory still holds the block's bytes (false too when it is gone). */
@@ -239,23 +261,40 @@ uint64_t code_stamp(const struct cpu *cpu, const struct code_page *p)
 
 bool code_selfcheck(const struct block *b)
 {
-    return b->page->selfcheck;
+    return b->page->selfcheck || (b->page2 && b->page2->selfcheck);
+}
+
+static void kill_now(struct code_pages *c, struct block *b)
+{
+    code_lock(c);
+    if (b->hva)
+        block_kill(c, b->page, b, true);
+    code_unlock(c);
+}
+
+/* The second page's address is read before hva is looked at again: a dead page has none. */
+static bool block_same(const struct block *b, hva_t hva)
+{
+    const unsigned first = PAGE_SIZE - (hva & ~PAGE_MASK);
+    const hva_t second = b->page2 ? b->page2->hva : 0;
+
+    if (likely(!b->page2))
+        return bytes_same(hva, b->src, b->bytes);
+    return second && bytes_same(hva, b->src, first) && bytes_same(second, b->src + first, b->bytes - first);
 }
 
 static bool block_verify(struct cpu *cpu, struct block *b, hva_t hva)
 {
     struct code_pages *c = cpu->domain->code;
-    const uint64_t stamp = stamp_of(c, b->page);
+    const uint64_t stamp = stamp_of(c, b->page), stamp2 = b->page2 ? stamp_of(c, b->page2) : 0;
 
-    if (likely(bytes_same(hva, b->src, b->bytes))) {
+    if (likely(block_same(b, hva))) {
         atomic_store_explicit(&b->verified, stamp, memory_order_relaxed);
+        atomic_store_explicit(&b->verified2, stamp2, memory_order_relaxed);
         return true;
     }
     cpu->counters[CC_blocks_stale]++;
-    code_lock(c);
-    if (b->hva)
-        block_kill(c, b->page, b, true);
-    code_unlock(c);
+    kill_now(c, b);
     return false;
 }
 
@@ -365,18 +404,55 @@ static uint64_t lines_of(hva_t hva, unsigned size)
     return (~0ull << first) & (~0ull >> (63 - (last > 63 ? 63 : last)));
 }
 
-/* Insert, unless the page was written, dropped or removed since seq was read. */
-static bool block_publish(struct code_pages *c, struct code_page *p, struct block *b, hva_t hva, uint64_t seq)
+/* What a block is made from: a page's state before its bytes are read. */
+struct source {
+    struct code_page *p;
+    uint64_t seq, stamp;
+};
+
+static bool source_open(struct cpu *cpu, hva_t page, struct source *src)
 {
+    src->p = page_prepare(cpu, page);
+    if (!src->p)
+        return false;
+    src->stamp = stamp_of(cpu->domain->code, src->p);
+    src->seq = atomic_load(&src->p->write_seq);
+    return true;
+}
+
+/* Not written, dropped or removed meanwhile. */
+static bool source_same(const struct source *src)
+{
+    const struct code_page *p = src->p;
+
+    return p->hva && p->write_seq == src->seq && (p->state == PAGE_PROTECTED || p->selfcheck);
+}
+
+static void cross_link(struct block *b, struct code_page *p)
+{
+    b->page2 = p;
+    b->cross_next = p->cross;
+    p->cross = b;
+    p->nblocks++;
+    p->lines |= 1;
+}
+
+/* Insert, unless a page changed. second: the page that its one instruction ends in, or NULL. */
+static bool block_publish(struct code_pages *c, struct block *b, hva_t hva, const struct source *src,
+                          const struct source *second)
+{
+    struct code_page *p = src->p;
     bool ok;
 
     code_lock(c);
-    ok = p->hva && p->write_seq == seq && (p->state == PAGE_PROTECTED || p->selfcheck) && !block_find(p, hva, b->key);
+    ok = source_same(src) && (!second || source_same(second)) && !block_find(p, hva, b->key);
     if (ok) {
         const unsigned k = bucket_of(hva);
 
         b->hva = hva;
         b->serial = ++c->serial;
+        if (second)
+            cross_link(b, second->p);
         b->next = p->bucket[k];
         atomic_store(&p->bucket[k], b);
         p->nblocks++;
@@ -387,45 +463,77 @@ static bool block_publish(struct code_pages *c, struct code_page *p, struct bloc
     return ok;
 }
 
-/* Decode the block at hva. NULL: try again, or (*failed) run by bytes. */
-static struct block *block_make(struct cpu *cpu, hva_t hva, uint32_t key, bool *failed)
+static void make_begin(struct cpu *cpu)
 {
     struct code_pages *c = cpu->domain->code;
-    const unsigned room = PAGE_SIZE - (hva & ~PAGE_MASK);
-    struct insn insns[BLOCK_INSNS];
-    uint8_t buf[BLOCK_INSNS * 15];
-    const unsigned len = room < sizeof(buf) ? room : sizeof(buf);
-    struct code_page *p;
-    struct block *b;
-    unsigned n, bytes;
-    uint64_t seq, stamp;
 
-    *failed = false;
     host_fpu_save(cpu);
     if (unlikely(c->bytes > CODE_LIMIT))
         code_evict_all(c);
     code_reap(cpu, c);
-    p = page_prepare(cpu, hva & PAGE_MASK);
-    if (p) {
-        stamp = stamp_of(c, p);
-        seq = atomic_load(&p->write_seq);
-        if (host_copy(buf, (void *)hva, len)) {
-            *failed = true;
-            return NULL;
-        }
-        n = decode_block(cpu, buf, len, p->selfcheck, insns, &bytes);
-        b = block_alloc(p, key, insns, n, buf, bytes);
-    }
-    if (!p || !b) {
-        *failed = true;
-        return NULL;
-    }
-    b->verified = stamp;
+}
+
+enum made { MADE, MADE_AGAIN, MADE_CROSSES, MADE_FAILED }; /* FAILED: run by bytes */
+
+/* Decode the block at hva. */
+static enum made block_make(struct cpu *cpu, hva_t hva, uint32_t key, struct block **found)
+{
+    const unsigned room = PAGE_SIZE - (hva & ~PAGE_MASK);
+    struct insn insns[BLOCK_INSNS];
+    uint8_t buf[BLOCK_INSNS * 15];
+    const unsigned len = room < sizeof(buf) ? room : sizeof(buf);
+    struct source src;
+    struct block *b;
+    unsigned n, bytes;
+
+    make_begin(cpu);
+    if (!source_open(cpu, hva & PAGE_MASK, &src) || host_copy(buf, (void *)hva, len))
+        return MADE_FAILED;
+    n = decode_block(cpu, buf, len, src.p->selfcheck, insns, &bytes);
+    if (!n && cpu->s.mode == MODE_64)
+        return MADE_CROSSES;
+    b = block_alloc(src.p, key, insns, n, buf, bytes);
+    if (!b)
+        return MADE_FAILED;
+    b->verified = src.stamp;
     cpu->counters[CC_blocks_decoded]++;
-    if (block_publish(c, p, b, hva, seq))
-        return b;
+    if (block_publish(cpu->domain->code, b, hva, &src, NULL)) {
+        *found = b;
+        return MADE;
+    }
     free(b);
-    return NULL;
+    return MADE_AGAIN;
+}
+
+/* The instruction at hva that ends in the page at hva2. What is no instruction is left to code_single(). */
+static enum made cross_make(struct cpu *cpu, hva_t hva, hva_t hva2, uint32_t key, struct block **found)
+{
+    const unsigned room = PAGE_SIZE - (hva & ~PAGE_MASK);
+    struct source first, second;
+    uint8_t buf[15];
+    struct insn in;
+    struct block *b;
+
+    if ((hva & PAGE_MASK) == hva2)
+        return MADE_FAILED;
+    make_begin(cpu);
+    if (!source_open(cpu, hva & PAGE_MASK, &first) || !source_open(cpu, hva2, &second) ||
+        host_copy(buf, (void *)hva, room) || host_copy(buf + room, (void *)hva2, sizeof(buf) - room) ||
+        insn_decode(buf, sizeof(buf), MODE_64, &in) || in.len <= room)
+        return MADE_FAILED;
+    cpu->counters[CC_insns_decoded]++;
+    b = block_alloc(first.p, key, &in, 1, buf, in.len);
+    if (!b)
+        return MADE_FAILED;
+    b->verified = first.stamp;
+    b->verified2 = second.stamp;
+    cpu->counters[CC_blocks_decoded]++;
+    if (block_publish(cpu->domain->code, b, hva, &first, &second)) {
+        *found = b;
+        return MADE;
+    }
+    free(b);
+    return MADE_AGAIN;
 }
 
 /* ---- look-up ---- */
@@ -442,18 +550,42 @@ static int linear_rip(struct cpu *cpu, gva_t *gva)
     return likely(s->rip <= s->seg[SEG_CS].limit) ? CPU_OK : cpu_raise_err(cpu, VEC_GP, 0);
 }
 
-static int lookup_slow(struct cpu *cpu, hva_t hva, uint32_t key, struct block **found)
+/* An instruction over the page's end, b perhaps its block. The second page may lie elsewhere by now. */
+static int cross_lookup(struct cpu *cpu, gva_t gva, hva_t hva, struct block *b, struct block **found)
+{
+    hva_t hva2;
+    const int st = mem_exec_page(cpu, (gva | ~PAGE_MASK) + 1, &hva2);
+
+    *found = NULL;
+    if (unlikely(st != CPU_OK))
+        return st;
+    if (b && b->page2->hva == hva2 && (block_fresh(cpu, b) || block_verify(cpu, b, hva))) {
+        *found = b;
+        return CPU_OK;
+    }
+    if (b)
+        kill_now(cpu->domain->code, b);
+    for (unsigned tries = 0; tries < 4; tries++)
+        if (cross_make(cpu, hva, hva2, cpu->s.insn_key, found) != MADE_AGAIN)
+            break;
+    return CPU_OK;
+}
+
+static int lookup_slow(struct cpu *cpu, gva_t gva, hva_t hva, uint32_t key, struct block **found)
 {
     struct code_page *p = page_find(cpu->domain->code, hva & PAGE_MASK);
     struct block *b = p ? block_find(p, hva, key) : NULL;
 
+    if (unlikely(b && b->page2))
+        return cross_lookup(cpu, gva, hva, b, found);
     if (b && !block_fresh(cpu, b) && !block_verify(cpu, b, hva))
         b = NULL;
     for (unsigned tries = 0; !b && tries < 4; tries++) {
-        bool failed;
+        const enum made made = block_make(cpu, hva, key, &b);
 
-        b = block_make(cpu, hva, key, &failed);
-        if (failed)
+        if (made == MADE_CROSSES)
+            return cross_lookup(cpu, gva, hva, NULL, found);
+        if (made == MADE_FAILED)
             break;
     }
     if (b)
@@ -477,8 +609,11 @@ int code_lookup(struct cpu *cpu, struct block **found)
         return st;
     hva |= gva & ~PAGE_MASK;
     b = *cache_slot(cpu, hva, key);
-    if (unlikely(!b) || unlikely(b->hva != hva) || unlikely(b->key != key) || unlikely(!block_fresh(cpu, b)))
-        lookup_slow(cpu, hva, key, &b);
+    if (unlikely(!b) || unlikely(b->hva != hva) || unlikely(b->key != key) || unlikely(!block_fresh(cpu, b))) {
+        st = lookup_slow(cpu, gva, hva, key, &b);
+        if (unlikely(st != CPU_OK))
+            return st;
+    }
     if (b && unlikely(!b->n))
         b = NULL;
     /* the limit cuts the block: instruction by instruction */
@@ -502,7 +637,7 @@ struct block *code_successor(struct cpu *cpu, struct block *b, gva_t page_gva)
             return t;
     }
     t = block_find(b->page, want, b->key);
-    if (!t || !t->n || !block_fresh(cpu, t))
+    if (!t || !t->n || t->page2 || !block_fresh(cpu, t))
         return NULL;
     atomic_store(&b->succ[b->rotate++ & 1], t);
     if (unlikely(!t->hva)) { /* killed meanwhile: its killer may have looked here before */
@@ -579,6 +714,11 @@ static void page_written(struct code_pages *c, struct code_page *p, hva_t hva, u
                 if (b->hva < hva + size && hva < b->hva + b->bytes)
                     block_kill(c, p, b, true);
             }
+        }
+        for (struct block *b = p->cross, *next; b; b = next) {
+            next = b->cross_next;
+            if ((hva & ~PAGE_MASK) < tail_of(b))
+                block_kill(c, b->page, b, true);
         }
     }
     if (p->nblocks && p->writes <= WRITES_TO_DROP)

@@ -13,6 +13,9 @@
  * - A page that is written and executed in turn loses its protection for good: its blocks compare at each entry and end
  *   after each instruction that writes memory.
  *
+ * An instruction over a page's end (64-bit mode) is a block of its own, registered in both pages: writes to either kill
+ * it, stamps of both must be right, and its second page is translated at each look-up, for it may lie elsewhere.
+ *
  * Memory: dead blocks are freed when each cpu that is in the run loop has emptied its look-up cache and holds none
  * (code_ack()). Everything is evicted when the limit is reached. */
 #ifndef CPU_CODE_H
@@ -39,6 +42,9 @@ struct block {
     uint16_t bytes;
     _Atomic uint64_t verified; /* stamp: page->gen + pages->gen when the bytes were last the same */
     struct code_page *page;
+    struct code_page *page2; /* one instruction that ends in this page: who runs it looks where rip's next page lies */
+    _Atomic uint64_t verified2;      /* the same for it */
+    struct block *cross_next;        /* in page2->cross */
     _Atomic(struct block *) succ[2]; /* successors in this page */
     unsigned rotate;                 /* which of them is replaced next */
     uint32_t size;                   /* of the allocation */
@@ -59,6 +65,7 @@ struct code_page {
     _Atomic uint64_t write_seq; /* grows with each write: a block made meanwhile is made again */
     uint64_t lines; /* 64-byte lines that blocks cover, one bit each; only grows until the page is dropped */
     uint32_t nblocks, writes, drops;
+    struct block *cross; /* blocks of other pages that end here; they count in nblocks and lines too */
     _Atomic(struct code_page *) next;
     _Atomic(struct block *) bucket[PAGE_BUCKETS];
 };

@@ -13,6 +13,12 @@ static uint64_t code_address(const struct jit *j, const struct jit_block *jb)
     return (uint64_t)(j->rx + jb->code);
 }
 
+/* Where to go right now: next_block() has looked at what the guard asks. */
+static uint64_t body_address(const struct jit *j, const struct jit_block *jb)
+{
+    return (uint64_t)(j->rx + jb->body);
+}
+
 static unsigned hash_of(hva_t hva, uint32_t key)
 {
     return ((hva ^ (uint64_t)key << 40) * 0x9e3779b97f4a7c15ull) >> 48;
@@ -95,14 +101,22 @@ static bool page_same(const struct jit_page *p)
     return true;
 }
 
+/* Bytes of the block in its (first) page. */
+static unsigned bytes_in_page(const struct jit_block *jb)
+{
+    const unsigned room = PAGE_SIZE - (jb->hva & ~PAGE_MASK);
+
+    return jb->b->bytes < room ? jb->b->bytes : room;
+}
+
 static bool block_same(const struct jit_page *p, const struct jit_block *jb)
 {
-    return !memcmp(p->copy + (jb->hva & ~PAGE_MASK), jb->b->src, jb->b->bytes);
+    return !memcmp(p->copy + (jb->hva & ~PAGE_MASK), jb->b->src, bytes_in_page(jb));
 }
 
 void page_cover(struct jit_page *p, const struct jit_block *jb)
 {
-    const unsigned first = (jb->hva & ~PAGE_MASK) >> 6, last = ((jb->hva & ~PAGE_MASK) + jb->b->bytes - 1) >> 6;
+    const unsigned first = (jb->hva & ~PAGE_MASK) >> 6, last = ((jb->hva & ~PAGE_MASK) + bytes_in_page(jb) - 1) >> 6;
 
     for (unsigned n = first; n <= last; n++) {
         if (p->lines >> n & 1)
@@ -186,6 +200,28 @@ static bool page_fresh(struct jit *j, struct jit_block *jb)
     return likely(!jb->dead);
 }
 
+/* A block over a page's end, at rip: its second page must be where it was, and its links lead to blocks there. */
+static bool second_page_same(struct jit *j, const struct jit_block *jb)
+{
+    const gva_t gva2 = (j->cpu->s.rip | ~PAGE_MASK) + 1;
+    hva_t hva2;
+
+    j->status = mem_exec_page(j->cpu, gva2, &hva2);
+    return j->status == CPU_OK && hva2 == jb->page2->hva && code_verify(j->cpu, jb->b);
+}
+
+static void second_page_enter(struct jit *j, const struct jit_block *jb)
+{
+    struct cpu *cpu = j->cpu;
+    const gva_t rip = cpu->s.rip;
+    const uint64_t stamp = code_stamp(cpu, jb->b->page2);
+
+    if (unlikely(jb->page2->stamp != stamp))
+        verify_page(j, jb->page2, stamp);
+    flat_note_exec(cpu, (rip | ~PAGE_MASK) + 1);
+    guard_set(j, jb, cpu->exec_gen[jb->key & KEY_UPPER ? 1 : 0], rip & PAGE_MASK);
+}
+
 /* What was translated already, without asking code.c: its page is compared as a whole when it was entered anew. */
 static struct jit_block *find_translated(struct jit *j)
 {
@@ -201,6 +237,8 @@ static struct jit_block *find_translated(struct jit *j)
         return NULL;
     jb = jit_find(j, hva | (rip & ~PAGE_MASK), cpu->s.insn_key | (rip >> 63 ? KEY_UPPER : 0));
     if (!jb || unlikely(code_selfcheck(jb->b)))
+        return NULL;
+    if (unlikely(jb->page2) && !second_page_same(j, jb))
         return NULL;
     return page_fresh(j, jb) ? jb : NULL;
 }
@@ -272,6 +310,8 @@ static struct jit_block *next_block(struct jit *j, struct block **interpreted)
         }
     }
     choose_salt(j);
+    if (unlikely(jb->page2))
+        second_page_enter(j, jb);
     flat_note_exec(cpu, cpu->s.rip); /* links and caches will lead here without a look into the TLB */
     cpu->s.hot_spare[HOT_PAGE] = cpu->s.rip & PAGE_MASK;
     if (jb->uses_fpu && !cpu->fpu_live)
@@ -292,7 +332,7 @@ static uint64_t go_on(struct jit *j)
     if (!jb)
         return 0;
     remember(j, j->cpu->s.rip, jb);
-    return code_address(j, jb);
+    return body_address(j, jb);
 }
 
 /* ---- slow paths ---- */
@@ -363,7 +403,7 @@ static uint64_t slow_exit(struct jit *j, const struct jit_desc *d)
         else
             patch_jump(j, desc.patch, code_address(j, jb));
     }
-    return code_address(j, jb);
+    return body_address(j, jb);
 }
 
 static gva_t access_address(const struct cpu *cpu, const struct insn *in)
@@ -431,6 +471,7 @@ uint64_t jit_slow(struct cpu *cpu, uint32_t desc)
     case DESC_INSN:
         return slow_insn(j, d);
     case DESC_EXIT:
+    case DESC_ENTER:
     case DESC_CROSS:
         return slow_exit(j, d);
     case DESC_RIP:
@@ -490,7 +531,7 @@ int jit_enter(struct jit *j, const struct jit_block *jb)
     struct cpu *cpu = j->cpu;
     void (*enter)(uint64_t, uint64_t) = (void (*)(uint64_t, uint64_t))(j->rx + j->enter);
 
-    enter(code_address(j, jb), cpu->flat);
+    enter(body_address(j, jb), cpu->flat);
     return j->status;
 }
 

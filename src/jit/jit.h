@@ -34,6 +34,8 @@ enum desc_kind {
     DESC_CROSS, /* the same for another page: patch a guarded link */
     DESC_RIP,   /* go on at s->rip */
     DESC_FPU,   /* make the vector state live, then resume */
+    DESC_ENTER, /* the guard of a block over a page's end: look where the second page lies now, go on behind the guard
+                 */
     DESC_POLL,  /* attention: go on at page + disp after a safepoint */
 };
 
@@ -70,6 +72,9 @@ struct jit_block {
     uint32_t exit_desc; /* DESC_EXIT to itself: what a killed block's entry becomes */
     bool dead, uses_fpu;
     struct jit_page *page;
+    struct jit_page *page2;     /* one instruction that ends there: a guard in front compares page and exec_gen */
+    uint32_t guard, guard_page; /* offsets of what the guard compares with: 32 and 64 bits */
+    uint32_t body;              /* offset of what is behind the guard; code where there is none */
     struct jit_block *page_next, *hash_next;
 };
 #define KEY_UPPER 0x80000000u /* translated for the upper half of the address space */
@@ -144,6 +149,7 @@ void slow_stat_add(struct jit *);
 void slow_stat_remove(struct jit *);
 /* translate.c: a guarded link is made: the imm32 of its comparison is at patch */
 void link_cross(struct jit *, uint32_t patch, uint64_t gen, gva_t from, bool user, uint64_t target);
+void guard_set(struct jit *, const struct jit_block *, uint64_t gen, gva_t page); /* the guard in front lets it in */
 void patch_jump(struct jit *, uint32_t at, uint64_t target); /* jit.c: the 32-bit displacement at `at` */
 /* translate.c: NULL when the cache is full */
 struct jit_block *jit_translate(struct jit *, struct block *, gva_t rip);

@@ -234,10 +234,26 @@ void link_cross(struct jit *j, uint32_t patch, uint64_t gen, gva_t from, bool us
     memcpy(j->rw + patch, &neg, 4);
 }
 
+/* From a block over a page's end into its second page, which its guard has looked at. */
+static void goto_second_page(struct tr *t, int32_t disp)
+{
+    struct tr_stub *s = tr_stub_new(t, tr_desc(t, DESC_EXIT, disp - (int32_t)PAGE_SIZE));
+    uint8_t *at;
+
+    e_mov_load(&t->e, T1, rm_cpu(CPU_HOT(HOT_PAGE)));
+    e_lea(&t->e, T1, rm_mem(T1, PAGE_SIZE));
+    e_mov_store(&t->e, rm_cpu(CPU_HOT(HOT_PAGE)), T1);
+    at = e_jmp_later(&t->e);
+    stub_from(s, at);
+    t->j->desc[s->desc].patch = offset(t, at);
+}
+
 void tr_goto(struct tr *t, int32_t disp)
 {
     tr_islands(t, false, 100);
-    if (disp >= 0 && disp < (int32_t)PAGE_SIZE)
+    if (t->jb->page2 && disp >= (int32_t)PAGE_SIZE && disp < 2 * (int32_t)PAGE_SIZE)
+        goto_second_page(t, disp);
+    else if (disp >= 0 && disp < (int32_t)PAGE_SIZE)
         goto_same_page(t, disp);
     else
         goto_other_page(t, disp);
@@ -296,6 +312,44 @@ static void flags_liveness(struct tr *t)
 
 /* ---- the block ---- */
 
+/* In front of an instruction over a page's end: links in its own page lead here, whatever the next page is by now. */
+static void cross_guard(struct tr *t)
+{
+    struct tr_stub *s = tr_stub_new(t, tr_desc(t, DESC_ENTER, t->off));
+    struct emit *e = &t->e;
+    uint8_t *gen;
+
+    e_mov_load(e, T1, rm_cpu(CPU(exec_gen) + (t->jb->key & KEY_UPPER ? 8 : 0)));
+    e_lea(e, T1, (struct rm){.mem = true, .reg = T1, .index = H_NONE, .disp = 0x7fffffff});
+    gen = e->w - 4;
+    e1(e, 0xe3); /* jrcxz */
+    e1(e, 5);
+    tr_jmp_stub(t, s);
+    e_mov_load(e, T1, rm_cpu(CPU_HOT(HOT_PAGE)));
+    e1(e, 0x49); /* mov r14, imm64 */
+    e1(e, 0xbe);
+    t->jb->guard = offset(t, gen);
+    t->jb->guard_page = offset(t, e->w);
+    e8(e, 0);
+    e_lea(e, T1, (struct rm){.mem = true, .reg = T1, .index = T0});
+    e1(e, 0xe3);
+    e1(e, 5);
+    tr_jmp_stub(t, s);
+}
+
+void guard_set(struct jit *j, const struct jit_block *jb, uint64_t gen, gva_t page)
+{
+    const int32_t neg = -(int32_t)gen;
+    const uint64_t neg_page = -page;
+
+    if (gen >> 31)
+        return;
+    if (memcmp(j->rw + jb->guard_page, &neg_page, 8)) /* writing into code costs, even the same */
+        memcpy(j->rw + jb->guard_page, &neg_page, 8);
+    if (memcmp(j->rw + jb->guard, &neg, 4))
+        memcpy(j->rw + jb->guard, &neg, 4);
+}
+
 static void block_head(struct tr *t)
 {
     const int32_t count = CPU(counters) + 8 * CC_insns_translated;
@@ -351,9 +405,8 @@ static void emit_one(struct tr *t)
     tr_islands(t, false, 60);
 }
 
-static struct jit_page *page_of(struct jit *j, struct block *b, uint32_t key)
+static struct jit_page *page_of(struct jit *j, hva_t page, const struct code_page *code, uint32_t key)
 {
-    const hva_t page = b->hva & PAGE_MASK;
     struct jit_page **slot = &j->pages[((page ^ (uint64_t)key << 40) * 0x9e3779b97f4a7c15ull) >> 48];
     struct jit_page *p = *slot;
 
@@ -365,7 +418,7 @@ static struct jit_page *page_of(struct jit *j, struct block *b, uint32_t key)
     if (p) {
         p->hva = page;
         p->key = key;
-        p->stamp = code_stamp(j->cpu, b->page);
+        p->stamp = code_stamp(j->cpu, code);
         p->next = *slot;
         *slot = p;
     }
@@ -383,6 +436,9 @@ static bool needs_fpu(const struct block *b)
 static void translate_insns(struct tr *t)
 {
     t->off = t->b->hva & ~PAGE_MASK;
+    if (t->jb->page2)
+        cross_guard(t);
+    t->jb->body = offset(t, t->e.w);
     block_head(t);
     for (t->i = 0; t->i < t->b->n; t->i++) {
         t->in = &t->b->insn[t->i];
@@ -397,6 +453,28 @@ static void translate_insns(struct tr *t)
     }
 }
 
+static struct jit_block *block_new(struct jit *j, struct block *b, uint32_t key)
+{
+    struct jit_block *jb = calloc(1, sizeof(*jb));
+
+    if (!jb)
+        return NULL;
+    *jb = (struct jit_block){.b = b,
+                             .serial = b->serial,
+                             .hva = b->hva,
+                             .key = key,
+                             .code = j->used,
+                             .uses_fpu = needs_fpu(b),
+                             .page = page_of(j, b->hva & PAGE_MASK, b->page, key)};
+    if (b->page2)
+        jb->page2 = page_of(j, b->page2->hva, b->page2, key);
+    if (!jb->page || (b->page2 && !jb->page2)) {
+        free(jb);
+        return NULL;
+    }
+    return jb;
+}
+
 struct jit_block *jit_translate(struct jit *j, struct block *b, gva_t rip)
 {
     static _Thread_local struct tr tr;
@@ -406,21 +484,11 @@ struct jit_block *jit_translate(struct jit *j, struct block *b, gva_t rip)
 
     if (cache_full(j))
         return NULL;
-    jb = calloc(1, sizeof(*jb));
+    jb = block_new(j, b, b->key | (rip >> 63 ? KEY_UPPER : 0));
+    if (!jb)
+        return NULL;
     memset(t, 0, offsetof(struct tr, stub));
     t->nstub = t->nshorts = 0;
-    if (jb)
-        jb->page = page_of(j, b, b->key | (rip >> 63 ? KEY_UPPER : 0));
-    if (!jb || !jb->page) {
-        free(jb);
-        return NULL;
-    }
-    jb->b = b;
-    jb->serial = b->serial;
-    jb->hva = b->hva;
-    jb->key = b->key | (rip >> 63 ? KEY_UPPER : 0);
-    jb->code = j->used;
-    jb->uses_fpu = needs_fpu(b);
     t->j = j;
     t->b = b;
     t->jb = jb;

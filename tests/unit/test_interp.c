@@ -137,6 +137,7 @@ static void an_instruction_over_a_page_end_runs_and_changes(void **state)
 
         memcpy(g->ram + at, code, sizeof(code));
         g->ram[at + 2] = v; /* in the second page */
+        cpu_code_unverify(g->cpu);
         run_to_vmcall(g, at);
         assert_int_equal(*guest_gpr(g, R_RAX), v | v << 8);
     }
@@ -147,6 +148,57 @@ static void an_instruction_over_a_page_end_runs_and_changes(void **state)
     assert_int_equal(guest_run(g), EXIT_REASON_EPT_VIOLATION);
     assert_int_equal(guest_r(g, GUEST_PHYSICAL_ADDRESS), GUEST_DATA + 0x1000);
     assert_int_equal(guest_r(g, GUEST_RIP), at);
+}
+
+/* A hot loop over a page's end: rcx times eax += an immediate whose low byte is the first page's last. */
+ASM(over_end, "1: .byte 5, 0, 0, 0, 0; dec %ecx; jnz 1b; ret"); /* add $0, %eax */
+/* rsi times: the loop; then its immediate changes by writes to the second page, at rdi, and to the first */
+ASM(over_writes, "1: mov $100, %ecx; call *%rbx; incb (%rdi); incb -1(%rdi); dec %esi; jnz 1b; vmcall");
+
+static void hot_code_over_a_page_end_sees_writes_to_both_pages(void **state)
+{
+    const uint64_t end = GUEST_DATA + 0x1000, n = 60;
+    struct guest *g = *state;
+
+    PUT(g, end - 2, over_end);
+    PUT(g, GUEST_CODE, over_writes);
+    *guest_gpr(g, R_RBX) = end - 2;
+    *guest_gpr(g, R_RDI) = end;
+    *guest_gpr(g, R_RSI) = n;
+    *guest_gpr(g, R_RAX) = 0;
+    run_to_vmcall(g, GUEST_CODE);
+    assert_int_equal(*guest_gpr(g, R_RAX), 100 * 257 * (n * (n - 1) / 2));
+}
+
+/* rsi times: the loop at two addresses (rbx, rbp) where its first page is the same and the second is not; then the
+ * second page at rbx becomes another, by its table entry at rdi. */
+ASM(over_maps, "1: mov $100, %ecx; call *%rbx; mov $100, %ecx; call *%rbp; xorl $0x3000, (%rdi); invlpg 16(%rbx);"
+               "dec %esi; jnz 1b; vmcall");
+
+static void hot_code_over_a_page_end_sees_where_its_second_page_lies(void **state)
+{
+    const uint64_t pt = GUEST_DATA, first = GUEST_DATA + 0x2000, one = first + 0x2000, two = one ^ 0x3000;
+    const uint64_t n = 50, at = 512ull << 20;
+    struct guest *g = *state;
+    uint64_t *pte = (uint64_t *)(g->ram + pt);
+
+    ((uint64_t *)(g->ram + GUEST_PD))[256] = pt | 7;
+    pte[0] = pte[2] = first | 7;
+    pte[1] = one | 7;
+    pte[3] = two | 7;
+    PUT(g, GUEST_CODE, over_maps);
+    for (unsigned i = 0; i < 2; i++) {
+        memcpy(g->ram + first + 0xffe, over_end, 2);
+        memcpy(g->ram + (i ? two : one), over_end + 2, over_end_end - over_end - 2);
+        g->ram[i ? two : one] = i + 1; /* 0x100, 0x200 */
+    }
+    *guest_gpr(g, R_RBX) = at + 0xffe;
+    *guest_gpr(g, R_RBP) = at + 0x2ffe;
+    *guest_gpr(g, R_RDI) = pt + 8;
+    *guest_gpr(g, R_RSI) = n;
+    *guest_gpr(g, R_RAX) = 0;
+    run_to_vmcall(g, GUEST_CODE);
+    assert_int_equal(*guest_gpr(g, R_RAX), n * 100 * 0x200 + n / 2 * 100 * 0x300);
 }
 
 /* 8 MiB of NOPs, twice: more decoded code than the limit. */
@@ -337,6 +389,8 @@ int main(void)
         TEST(code_written_by_others_is_compared_when_its_page_is_entered_anew),
         TEST(writes_through_an_alias_are_seen),
         TEST(an_instruction_over_a_page_end_runs_and_changes),
+        TEST(hot_code_over_a_page_end_sees_writes_to_both_pages),
+        TEST(hot_code_over_a_page_end_sees_where_its_second_page_lies),
         TEST(decoded_code_is_bounded),
         TEST(partly_done_instructions_are_exact),
         TEST(what_is_no_instruction_faults),
