@@ -147,6 +147,9 @@ int cpu_before_step(struct cpu *);
 /* RFLAGS.TF or RF, DR7, the interruptibility or MTF changed: sets or clears ATT_STEP. cpu_mode_changed() ends with it;
  * POPF and IRET call it. (debug.c) */
 void cpu_step_changed(struct cpu *);
+/* Under ATT_STEP: something may happen between two iterations of a repeated instruction: all of that but RF. (debug.c)
+ */
+bool cpu_steps_iterations(const struct cpu *);
 /* mem.c's slow path reports each explicit data access while DR7 has data breakpoints (cpu_data_breakpoints()); a match
  * becomes a #DB trap after the instruction. (debug.c) */
 void cpu_data_access(struct cpu *, gva_t gva, unsigned size, unsigned acc);

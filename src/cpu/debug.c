@@ -42,11 +42,17 @@ bool cpu_data_breakpoints(const struct cpu *cpu)
     return any_bp(&cpu->s, 1u << BP_WRITE | 1u << BP_DATA);
 }
 
-void cpu_step_changed(struct cpu *cpu)
+bool cpu_steps_iterations(const struct cpu *cpu)
 {
     const struct cpu_state *s = &cpu->s;
-    const bool step = (s->rflags_sys & (F_TF | F_RF)) || (s->interruptibility & SHADOWS) || any_bp(s, 0xf) ||
-                      (cpu->in_guest_mode && vmx_mtf(cpu));
+
+    return (s->rflags_sys & F_TF) || (s->interruptibility & SHADOWS) || any_bp(s, 0xf) ||
+           (cpu->in_guest_mode && vmx_mtf(cpu));
+}
+
+void cpu_step_changed(struct cpu *cpu)
+{
+    const bool step = (cpu->s.rflags_sys & F_RF) || cpu_steps_iterations(cpu);
     const uint32_t now = atomic_load_explicit(&cpu->attention, memory_order_relaxed) & ATT_STEP;
 
     if (step && !now)

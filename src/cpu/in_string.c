@@ -53,15 +53,17 @@ static bool nothing_to_do(const struct cpu *cpu, const struct string *s)
     return s->rep && (cpu->s.gpr[R_RCX] & s->mask) == 0;
 }
 
-/* Single steps and emulation take one iteration at a time. */
+/* Traps between two iterations and emulation take one at a time. RF alone, which a fault in the middle of a long fill
+ * leaves, does not. */
 static bool one_at_a_time(struct cpu *cpu)
 {
-    return cpu->emul || (atomic_load_explicit(&cpu->attention, memory_order_relaxed) & ATT_STEP);
+    return cpu->emul ||
+           ((atomic_load_explicit(&cpu->attention, memory_order_relaxed) & ATT_STEP) && cpu_steps_iterations(cpu));
 }
 
 static bool attention(struct cpu *cpu)
 {
-    return atomic_load_explicit(&cpu->attention, memory_order_relaxed) != 0;
+    return (atomic_load_explicit(&cpu->attention, memory_order_relaxed) & ~ATT_STEP) != 0;
 }
 
 /* One element; CPU_OK: done and committed but for the count. */
