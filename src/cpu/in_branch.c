@@ -106,14 +106,20 @@ int in_loop(struct cpu *cpu, const struct insn *in)
     return loop(cpu, in, true);
 }
 
+/* AMD's processors let a repeat prefix choose the condition, whatever the opcode is (measured; no manual says so). */
+static bool loop_wants_zf(const struct cpu *cpu, const struct insn *in, bool zf)
+{
+    return cpu->guest_amd && in->pfx & (PFX_REP | PFX_REPNE) ? in->pfx & PFX_REP : zf;
+}
+
 int in_loope(struct cpu *cpu, const struct insn *in)
 {
-    return loop(cpu, in, cpu->s.flags & F_ZF);
+    return loop(cpu, in, !!(cpu->s.flags & F_ZF) == loop_wants_zf(cpu, in, true));
 }
 
 int in_loopne(struct cpu *cpu, const struct insn *in)
 {
-    return loop(cpu, in, !(cpu->s.flags & F_ZF));
+    return loop(cpu, in, !!(cpu->s.flags & F_ZF) == loop_wants_zf(cpu, in, false));
 }
 
 /* #BR when the index is outside of the two signed bounds in memory (SDM 2, "BOUND"). */

@@ -134,13 +134,13 @@ int in_enter(struct cpu *cpu, const struct insn *in)
 {
     const unsigned size = in->opsize, level = in->imm2 & 31, width = stack_size(cpu);
     const uint16_t alloc = in->imm;
-    uint64_t frames[32], bp = cpu->s.gpr[R_RBP];
+    uint64_t v, bp = cpu->s.gpr[R_RBP];
     const gva_t frame = stack_at(cpu, -(int64_t)size);
     const unsigned pushes = 1 + level;
     int st = CPU_OK;
 
     for (unsigned i = 1; i < level && st == CPU_OK; i++)
-        st = mem_ld(cpu, SEG_SS, (bp - i * size) & size_mask(width), size, &frames[i]);
+        st = mem_probe(cpu, SEG_SS, (bp - i * size) & size_mask(width), size, ACC_READ);
     for (unsigned i = 1; i <= pushes && st == CPU_OK; i++)
         st = mem_probe(cpu, SEG_SS, stack_at(cpu, -(int64_t)(i * size)), size, ACC_WRITE);
     /* the new top of the stack must be writable as well */
@@ -148,8 +148,11 @@ int in_enter(struct cpu *cpu, const struct insn *in)
         st = mem_probe(cpu, SEG_SS, stack_at(cpu, -(int64_t)(pushes * size + alloc)), size, ACC_WRITE);
     if (st == CPU_OK)
         st = mem_st(cpu, SEG_SS, frame, size, bp);
-    for (unsigned i = 1; i < level && st == CPU_OK; i++)
-        st = mem_st(cpu, SEG_SS, stack_at(cpu, -(int64_t)((i + 1) * size)), size, frames[i]);
+    for (unsigned i = 1; i < level && st == CPU_OK; i++) { /* one by one: the display may lie where it is copied to */
+        st = mem_ld(cpu, SEG_SS, (bp - i * size) & size_mask(width), size, &v);
+        if (st == CPU_OK)
+            st = mem_st(cpu, SEG_SS, stack_at(cpu, -(int64_t)((i + 1) * size)), size, v);
+    }
     if (level && st == CPU_OK)
         st = mem_st(cpu, SEG_SS, stack_at(cpu, -(int64_t)(pushes * size)), size, frame);
     if (st != CPU_OK)

@@ -212,6 +212,7 @@ long vcpu_set_sregs2(struct ioctl_call *c)
 #define XSAVE_MXCSR_AT  24
 #define XSTATE_FP       1ull
 #define XSTATE_SSE      2ull
+#define XSTATE_AVX      4ull
 #define MXCSR_INIT      0x1f80u
 #define FCW_INIT        0x37fu
 
@@ -234,7 +235,7 @@ static uint64_t *xstate_bv(void *area)
     return (uint64_t *)((char *)area + XSAVE_HEADER_AT);
 }
 
-/* What XSTATE_BV calls initial need not be in the area: put it there. */
+/* What XSTATE_BV calls initial need not be in the area: put it there. MXCSR is always there. */
 static void fx_materialise(struct fx_area *fx, uint64_t bv)
 {
     if (!(bv & XSTATE_FP)) {
@@ -242,11 +243,8 @@ static void fx_materialise(struct fx_area *fx, uint64_t bv)
         memset(fx->st, 0, sizeof(fx->st));
         fx->fcw = FCW_INIT;
     }
-    if (!(bv & XSTATE_SSE)) {
+    if (!(bv & XSTATE_SSE))
         memset(fx->xmm, 0, sizeof(fx->xmm));
-        if (!(bv & 4)) /* AVX needs MXCSR as well */
-            fx->mxcsr = MXCSR_INIT;
-    }
 }
 
 long vcpu_get_fpu(struct ioctl_call *c)
@@ -302,11 +300,15 @@ static struct xcomp xcomp_of(unsigned i)
 static void xsave_copy(struct kvm_vcpu *vcpu, void *out, size_t room)
 {
     const size_t size = cpu_fpu_area_size();
-    const uint64_t bv = *xstate_bv(cpu_fpu_area(vcpu->arch.cpu)), mask = cpu_fpu_xcr0_mask();
+    const uint64_t mask = cpu_fpu_xcr0_mask();
+    uint64_t bv = *xstate_bv(cpu_fpu_area(vcpu->arch.cpu));
     unsigned i;
 
     memcpy(out, cpu_fpu_area(vcpu->arch.cpu), size < room ? size : room);
     fx_materialise(out, bv);
+    /* where all vectors are 0, XSAVE may call SSE initial whatever MXCSR holds; who reads the area skips MXCSR then */
+    if (!(bv & (XSTATE_SSE | XSTATE_AVX)) && ((struct fx_area *)out)->mxcsr != MXCSR_INIT)
+        bv |= XSTATE_SSE;
     for (i = 2; i < 63; i++) {
         const struct xcomp x = mask >> i & 1 && !(bv >> i & 1) ? xcomp_of(i) : (struct xcomp){0};
 
@@ -362,6 +364,8 @@ static long xsave_put(struct kvm_vcpu *vcpu, void *area)
     if (fx->mxcsr & ~0xffffu)
         return because(-EINVAL, "MXCSR=0x%x", fx->mxcsr);
     memcpy(cpu_fpu_area(vcpu->arch.cpu), area, cpu_fpu_area_size());
+    if (!(bv & (XSTATE_SSE | XSTATE_AVX)))
+        fx_of(vcpu)->mxcsr = MXCSR_INIT;
     return 0;
 }
 

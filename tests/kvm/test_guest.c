@@ -373,6 +373,31 @@ static void cpuid_in_the_guest(void **state)
     assert_int_equal(one[1] >> 27 & 1, 1); /* OSXSAVE follows CR4 */
 }
 
+/* All vectors 0, which XSAVE may call initial: MXCSR must not go with them. */
+GUEST64(g_mxcsr, "mov %cr4, %rax; or $0x40600, %rax; mov %rax, %cr4; xor %ecx, %ecx; xor %edx, %edx; mov $3, %eax;"
+                 "xsetbv; xrstor 0x3000; ldmxcsr 0x2000; hlt; stmxcsr 0x2004; hlt; stmxcsr 0x2008; hlt");
+static void mxcsr_beside_initial_vectors(void **state)
+{
+    struct vm *vm = LONG(state, g_mxcsr);
+    struct kvm_xsave *x = calloc(1, sizeof(*x));
+    uint32_t *word = (uint32_t *)(vm->ram + 0x2000);
+
+    word[0] = 0x9fc0;
+    *(uint32_t *)(vm->ram + 0x3018) = 0x1f80;
+    assert_exit(vm, KVM_EXIT_HLT);
+    assert_ok(vm->vcpu, KVM_GET_XSAVE, x);
+    assert_int_equal(x->region[6], 0x9fc0);
+    assert_true(x->region[128] & 2); /* or who reads the area would skip it */
+    assert_ok(vm->vcpu, KVM_SET_XSAVE, x);
+    assert_exit(vm, KVM_EXIT_HLT);
+    assert_int_equal(word[1], 0x9fc0);
+    memset(x, 0, sizeof(*x)); /* all initial: the field does not count */
+    assert_ok(vm->vcpu, KVM_SET_XSAVE, x);
+    assert_exit(vm, KVM_EXIT_HLT);
+    assert_int_equal(word[2], 0x1f80);
+    free(x);
+}
+
 GUEST64(g_msr, "mov $0xc0000082, %ecx; mov $0x81000000, %eax; mov $0xffffffff, %edx; wrmsr; xor %eax, %eax; rdmsr;"
                "mov %eax, 0x2000; mov $0xdead0000, %ecx; rdmsr; hlt");
 GUEST64(g_gp, "pop %rax; out %eax, $0x22; hlt");
@@ -501,6 +526,7 @@ int main(void)
         T(signal_leaves_a_running_guest),
         T(signal_mask),
         T(cpuid_in_the_guest),
+        T(mxcsr_beside_initial_vectors),
         T(msrs_in_the_guest),
         T(msr_exits),
         T(tsc),
