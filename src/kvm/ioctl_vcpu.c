@@ -123,6 +123,12 @@ static long vcpu_nmi(struct ioctl_call *c)
     return 0;
 }
 
+static long vcpu_smi(struct ioctl_call *c)
+{
+    vcpu_inject_smi(c->vcpu);
+    return 0;
+}
+
 static long vcpu_get_lapic(struct ioctl_call *c)
 {
     if (!lapic_in_kernel(c->vcpu))
@@ -178,6 +184,9 @@ static long vcpu_set_mp_state(struct ioctl_call *c)
     case KVM_MP_STATE_SIPI_RECEIVED:
         if (!lapic_in_kernel(c->vcpu))
             return because(-EINVAL, "state %u needs a LAPIC in the kernel part", state);
+        if ((state == KVM_MP_STATE_INIT_RECEIVED || state == KVM_MP_STATE_SIPI_RECEIVED) &&
+            (c->vcpu->arch.in_smm || c->vcpu->arch.smi_pending))
+            return because(-EINVAL, "system management mode latches INIT");
         break;
     case KVM_MP_STATE_RUNNABLE:
         break;
@@ -450,6 +459,7 @@ const struct ioctl_row vcpu_ioctls[] = {
     ROW(KVM_SET_LAPIC, IN, struct kvm_lapic_state, vcpu_set_lapic, KVM_CAP_IRQCHIP),
     ROW(KVM_INTERRUPT, IN, struct kvm_interrupt, vcpu_interrupt, CAP_ALWAYS),
     ROW0(KVM_NMI, vcpu_nmi, KVM_CAP_USER_NMI),
+    ROW0(KVM_SMI, vcpu_smi, KVM_CAP_X86_SMM),
     ROW0(KVM_SET_SIGNAL_MASK, vcpu_set_signal_mask, CAP_ALWAYS),
     ROW(KVM_TPR_ACCESS_REPORTING, INOUT, struct kvm_tpr_access_ctl, vcpu_tpr_access_reporting, KVM_CAP_VAPIC),
     ROW(KVM_SET_VAPIC_ADDR, IN, struct kvm_vapic_addr, vcpu_set_vapic_addr, KVM_CAP_VAPIC),

@@ -98,6 +98,11 @@ void vcpu_inject_nmi(struct kvm_vcpu *vcpu)
     kvm_vcpu_kick(vcpu);
 }
 
+bool vcpu_in_smm(const struct kvm_vcpu *vcpu)
+{
+    return vcpu->arch.in_smm;
+}
+
 void vcpu_inject_smi(struct kvm_vcpu *vcpu)
 {
     kvm_make_request(KVM_REQ_SMI, vcpu);

@@ -105,6 +105,7 @@ void vcpu_event(struct kvm_vcpu *);      /* any thread: KVM_REQ_EVENT and kvm_vc
 void vcpu_unblock(struct kvm_vcpu *);    /* any thread: INIT, SIPI: awake and out of guest mode */
 void vcpu_inject_nmi(struct kvm_vcpu *); /* any thread */
 void vcpu_inject_smi(struct kvm_vcpu *);
+bool vcpu_in_smm(const struct kvm_vcpu *);
 void vcpu_init_reset(struct kvm_vcpu *);                   /* kvm_vcpu_reset(vcpu, true) */
 void vcpu_deliver_sipi(struct kvm_vcpu *, uint8_t vector); /* CS = vector << 8, RIP = 0 */
 void vcpu_ioapic_eoi_exit(struct kvm_vcpu *, int vector);  /* split irqchip: KVM_EXIT_IOAPIC_EOI is due */

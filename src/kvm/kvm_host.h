@@ -32,7 +32,7 @@ typedef uint64_t gfn_t;
 #define KVM_SOFT_MAX_VCPUS    64
 #define KVM_MAX_VCPU_IDS      1024
 #define KVM_USER_MEM_SLOTS    32764
-#define KVM_ADDRESS_SPACE_NUM 1
+#define KVM_ADDRESS_SPACE_NUM 2 /* 1: what a processor in system management mode sees */
 #define KVM_MAX_CPUID_ENTRIES 256
 #define KVM_VCPU_MMAP_PAGES   3 /* struct kvm_run, PIO data, coalesced ring; the dirty ring follows from page 64 */
 #define KVM_PIO_PAGE_OFFSET   1
@@ -64,14 +64,16 @@ struct kvm_memslots { /* immutable once published; swapped by pointer, freed whe
 };
 struct kvm;
 struct kvm_vcpu;
-struct kvm_memory_slot *gfn_to_memslot(struct kvm *, gfn_t);
-struct kvm_memory_slot *id_to_memslot(struct kvm *, unsigned id);
+struct kvm_memory_slot *gfn_to_memslot(struct kvm *, unsigned as_id, gfn_t);
+struct kvm_memory_slot *id_to_memslot(struct kvm *, unsigned as_id, unsigned id);
 int kvm_set_memory_region(struct kvm *, const struct kvm_userspace_memory_region *);
-hva_t gfn_to_hva(struct kvm *, gfn_t); /* 0: no slot */
-void mark_page_dirty(struct kvm *, gfn_t);
+void mark_page_dirty(struct kvm *, unsigned as_id, gfn_t);
 /* KVM's own accesses to guest memory (kvmclock, PV EOI ...): -EFAULT where no slot is or the host page is gone */
 int kvm_read_guest(struct kvm *, gpa_t, void *data, size_t len);
 int kvm_write_guest(struct kvm *, gpa_t, const void *data, size_t len);
+/* In the address space that the vCPU is in now */
+int kvm_vcpu_read_guest(struct kvm_vcpu *, gpa_t, void *data, size_t len);
+int kvm_vcpu_write_guest(struct kvm_vcpu *, gpa_t, const void *data, size_t len);
 
 /* ---- requests to a vCPU (bits), handled at the top of vcpu_enter_guest ---- */
 enum kvm_request {
@@ -129,6 +131,8 @@ struct kvm_vcpu_arch {
     unsigned nmi_pending;
     bool nmi_injected;
     bool smi_pending, triple_fault_pending;
+    bool in_smm, smm_inside_nmi; /* system management mode; NMIs were blocked when it was entered */
+    uint64_t smi_count;
     struct kvm_cpuid_entry2 *cpuid;
     int cpuid_nent;
     unsigned maxphyaddr;
@@ -199,7 +203,7 @@ struct kvm_arch {
     _Atomic bool apic_ids_moved; /* some APIC ID is not its vcpu_id */
     bool irqchip_kernel, irqchip_split;
     _Atomic int nr_irqs_reserved;
-    uint64_t ept_root; /* hva of the PML4 page (mmu.c) */
+    uint64_t ept_root[KVM_ADDRESS_SPACE_NUM]; /* hva of the PML4 page (mmu.c) */
     pthread_mutex_t mmu_lock;
     uint64_t tss_addr, identity_map_addr, n_max_mmu_pages;
     int bsp_vcpu_id;
@@ -228,7 +232,7 @@ struct kvm {
     int fd, owner_pid;
     pthread_mutex_t lock; /* vCPU creation, irqchip creation, buses */
     pthread_mutex_t slots_lock;
-    _Atomic(struct kvm_memslots *) memslots;
+    _Atomic(struct kvm_memslots *) memslots[KVM_ADDRESS_SPACE_NUM];
     pthread_mutex_t irq_lock; /* routing, irqfds */
     _Atomic(struct kvm_irq_routing_table *) irq_routing;
     _Atomic(struct kvm_irq_ack_notifier *) irq_ack_notifiers;
@@ -260,6 +264,10 @@ static inline void kvm_stat_time(struct kvm_vcpu *vcpu, enum kvm_vcpu_stat mode)
 
     vcpu->stat[mode] += now - vcpu->stat_mark;
     vcpu->stat_mark = now;
+}
+static inline unsigned kvm_arch_vcpu_memslots_id(const struct kvm_vcpu *vcpu)
+{
+    return vcpu->arch.in_smm;
 }
 struct kvm_vcpu *kvm_get_vcpu_by_id(struct kvm *, int id);
 struct kvm_vcpu *kvm_get_running_vcpu(void); /* of this thread, or NULL */
@@ -342,6 +350,12 @@ int kvm_set_tsc_khz(struct kvm_vcpu *, uint64_t khz); /* KVM_SET_TSC_KHZ: 0 or -
 void kvm_get_clock(struct kvm *, struct kvm_clock_data *);
 int kvm_set_clock(struct kvm *, const struct kvm_clock_data *);
 int kvm_set_guest_paused(struct kvm_vcpu *); /* KVM_KVMCLOCK_CTRL: -EINVAL without kvmclock */
+/* smm.c */
+void enter_smm(struct kvm_vcpu *);
+int kvm_emulate_rsm(struct kvm_vcpu *);                   /* 1: go on */
+void kvm_smm_changed(struct kvm_vcpu *, bool in_smm);     /* the mode alone: address space, latched INIT */
+int kvm_set_sregs(struct kvm_vcpu *, struct kvm_sregs *); /* vcpu_state.c: KVM_SET_SREGS but for the interrupt */
+void kvm_get_sregs(struct kvm_vcpu *, struct kvm_sregs *);
 /* pvclock.c */
 int kvm_guest_time_update(struct kvm_vcpu *);
 uint64_t get_kvmclock_ns(struct kvm *);

@@ -21,9 +21,9 @@ static size_t bitmap_bytes(uint64_t npages)
 }
 
 /* ---- look-up ---- */
-struct kvm_memory_slot *gfn_to_memslot(struct kvm *kvm, gfn_t gfn)
+struct kvm_memory_slot *gfn_to_memslot(struct kvm *kvm, unsigned as_id, gfn_t gfn)
 {
-    struct kvm_memslots *slots = atomic_load_explicit(&kvm->memslots, memory_order_acquire);
+    struct kvm_memslots *slots = atomic_load_explicit(&kvm->memslots[as_id], memory_order_acquire);
     unsigned lo = 0, hi = slots->used, hint = atomic_load_explicit(&slots->last, memory_order_relaxed);
     struct kvm_memory_slot *s;
 
@@ -46,9 +46,9 @@ struct kvm_memory_slot *gfn_to_memslot(struct kvm *kvm, gfn_t gfn)
     return s;
 }
 
-struct kvm_memory_slot *id_to_memslot(struct kvm *kvm, unsigned id)
+struct kvm_memory_slot *id_to_memslot(struct kvm *kvm, unsigned as_id, unsigned id)
 {
-    struct kvm_memslots *slots = atomic_load_explicit(&kvm->memslots, memory_order_acquire);
+    struct kvm_memslots *slots = atomic_load_explicit(&kvm->memslots[as_id], memory_order_acquire);
     unsigned i;
 
     for (i = 0; i < slots->used; i++)
@@ -57,21 +57,14 @@ struct kvm_memory_slot *id_to_memslot(struct kvm *kvm, unsigned id)
     return NULL;
 }
 
-hva_t gfn_to_hva(struct kvm *kvm, gfn_t gfn)
-{
-    const struct kvm_memory_slot *s = gfn_to_memslot(kvm, gfn);
-
-    return s ? s->userspace_addr + ((gfn - s->base_gfn) << PAGE_SHIFT) : 0;
-}
-
 static _Atomic unsigned long *bitmap_word(const struct kvm_memory_slot *s, uint64_t page)
 {
     return (_Atomic unsigned long *)&s->dirty_bitmap[page / LONG_BITS];
 }
 
-void mark_page_dirty(struct kvm *kvm, gfn_t gfn)
+void mark_page_dirty(struct kvm *kvm, unsigned as_id, gfn_t gfn)
 {
-    const struct kvm_memory_slot *s = gfn_to_memslot(kvm, gfn);
+    const struct kvm_memory_slot *s = gfn_to_memslot(kvm, as_id, gfn);
     const uint64_t page = s ? gfn - s->base_gfn : 0;
     const unsigned long bit = 1ul << page % LONG_BITS;
 
@@ -80,9 +73,9 @@ void mark_page_dirty(struct kvm *kvm, gfn_t gfn)
 }
 
 /* ---- KVM's own accesses ---- */
-static int access_page(struct kvm *kvm, gpa_t gpa, void *data, size_t len, bool write)
+static int access_page(struct kvm *kvm, unsigned as_id, gpa_t gpa, void *data, size_t len, bool write)
 {
-    const struct kvm_memory_slot *s = gfn_to_memslot(kvm, gpa >> PAGE_SHIFT);
+    const struct kvm_memory_slot *s = gfn_to_memslot(kvm, as_id, gpa >> PAGE_SHIFT);
     hva_t hva;
     int r;
 
@@ -91,11 +84,11 @@ static int access_page(struct kvm *kvm, gpa_t gpa, void *data, size_t len, bool 
     hva = s->userspace_addr + (gpa - (s->base_gfn << PAGE_SHIFT));
     r = write ? os_copy_to_user((void *)hva, data, len) : os_copy_from_user(data, (const void *)hva, len);
     if (!r && write)
-        mark_page_dirty(kvm, gpa >> PAGE_SHIFT);
+        mark_page_dirty(kvm, as_id, gpa >> PAGE_SHIFT);
     return r;
 }
 
-static int access_guest(struct kvm *kvm, gpa_t gpa, void *data, size_t len, bool write)
+static int access_guest(struct kvm *kvm, unsigned as_id, gpa_t gpa, void *data, size_t len, bool write)
 {
     const unsigned token = srcu_read_lock(&kvm->srcu);
     char *p = data;
@@ -105,7 +98,7 @@ static int access_guest(struct kvm *kvm, gpa_t gpa, void *data, size_t len, bool
         size_t n = PAGE_SIZE - (gpa & ~PAGE_MASK);
 
         n = n < len ? n : len;
-        r = access_page(kvm, gpa, p, n, write);
+        r = access_page(kvm, as_id, gpa, p, n, write);
         gpa += n;
         p += n;
         len -= n;
@@ -116,12 +109,22 @@ static int access_guest(struct kvm *kvm, gpa_t gpa, void *data, size_t len, bool
 
 int kvm_read_guest(struct kvm *kvm, gpa_t gpa, void *data, size_t len)
 {
-    return access_guest(kvm, gpa, data, len, false);
+    return access_guest(kvm, 0, gpa, data, len, false);
 }
 
 int kvm_write_guest(struct kvm *kvm, gpa_t gpa, const void *data, size_t len)
 {
-    return access_guest(kvm, gpa, (void *)data, len, true);
+    return access_guest(kvm, 0, gpa, (void *)data, len, true);
+}
+
+int kvm_vcpu_read_guest(struct kvm_vcpu *vcpu, gpa_t gpa, void *data, size_t len)
+{
+    return access_guest(vcpu->kvm, kvm_arch_vcpu_memslots_id(vcpu), gpa, data, len, false);
+}
+
+int kvm_vcpu_write_guest(struct kvm_vcpu *vcpu, gpa_t gpa, const void *data, size_t len)
+{
+    return access_guest(vcpu->kvm, kvm_arch_vcpu_memslots_id(vcpu), gpa, (void *)data, len, true);
 }
 
 /* ---- slots and arrays ---- */
@@ -165,9 +168,9 @@ static struct kvm_memslots *slots_changed(const struct kvm_memslots *old, const 
 }
 
 /* No thread uses the old array when this returns; it is freed. */
-static void publish(struct kvm *kvm, struct kvm_memslots *new)
+static void publish(struct kvm *kvm, unsigned as_id, struct kvm_memslots *new)
 {
-    struct kvm_memslots *old = atomic_exchange(&kvm->memslots, new);
+    struct kvm_memslots *old = atomic_exchange(&kvm->memslots[as_id], new);
 
     srcu_synchronize(&kvm->srcu);
     free(old);
@@ -175,20 +178,26 @@ static void publish(struct kvm *kvm, struct kvm_memslots *new)
 
 int kvm_memslots_init(struct kvm *kvm)
 {
-    struct kvm_memslots *none = slots_alloc(0);
+    bool ok = true;
 
-    atomic_store(&kvm->memslots, none);
-    return none ? 0 : -ENOMEM;
+    for (unsigned as_id = 0; as_id < KVM_ADDRESS_SPACE_NUM; as_id++) {
+        struct kvm_memslots *none = slots_alloc(0);
+
+        atomic_store(&kvm->memslots[as_id], none);
+        ok &= none != NULL;
+    }
+    return ok ? 0 : -ENOMEM;
 }
 
 void kvm_memslots_free(struct kvm *kvm)
 {
-    struct kvm_memslots *slots = atomic_load(&kvm->memslots);
-    unsigned i;
+    for (unsigned as_id = 0; as_id < KVM_ADDRESS_SPACE_NUM; as_id++) {
+        struct kvm_memslots *slots = atomic_load(&kvm->memslots[as_id]);
 
-    for (i = 0; i < slots->used; i++)
-        slot_free(slots->slot[i], NULL);
-    free(slots);
+        for (unsigned i = 0; slots && i < slots->used; i++)
+            slot_free(slots->slot[i], NULL);
+        free(slots);
+    }
 }
 
 /* ---- KVM_SET_USER_MEMORY_REGION ---- */
@@ -213,7 +222,7 @@ static int check_region(const struct kvm_userspace_memory_region *m)
     if ((m->userspace_addr & ~PAGE_MASK) || bad_user_range(m->userspace_addr, m->memory_size))
         return because(-EINVAL, "slot %u: user address 0x%llx, size 0x%llx", id, m->userspace_addr, m->memory_size);
     if (as_id >= KVM_ADDRESS_SPACE_NUM)
-        return because(-EINVAL, "slot %u: address space %u, there is one", id, as_id);
+        return because(-EINVAL, "slot %u: address space %u, there are two", id, as_id);
     if (m->guest_phys_addr + m->memory_size < m->guest_phys_addr)
         return because(-EINVAL, "slot %u: 0x%llx + 0x%llx wraps", id, m->guest_phys_addr, m->memory_size);
     if (m->memory_size >> PAGE_SHIFT > KVM_MEM_MAX_NR_PAGES)
@@ -237,11 +246,11 @@ static const struct kvm_memory_slot *overlapping(const struct kvm_memslots *slot
 
 static int delete_slot(struct kvm *kvm, struct kvm_memory_slot *old)
 {
-    struct kvm_memslots *without = slots_changed(atomic_load(&kvm->memslots), old, NULL);
+    struct kvm_memslots *without = slots_changed(atomic_load(&kvm->memslots[old->as_id]), old, NULL);
 
     if (!without)
         return -ENOMEM;
-    publish(kvm, without);
+    publish(kvm, old->as_id, without);
     kvm_mmu_zap_slot(kvm, old);
     slot_free(old, NULL);
     return 0;
@@ -281,13 +290,13 @@ static struct kvm_memory_slot *slot_new(struct kvm *kvm, const struct kvm_usersp
 static int change_flags(struct kvm *kvm, struct kvm_memory_slot *old, const struct kvm_userspace_memory_region *m)
 {
     struct kvm_memory_slot *new = slot_new(kvm, m, old);
-    struct kvm_memslots *slots = new ? slots_changed(atomic_load(&kvm->memslots), old, new) : NULL;
+    struct kvm_memslots *slots = new ? slots_changed(atomic_load(&kvm->memslots[old->as_id]), old, new) : NULL;
 
     if (!slots) {
         slot_free(new, old);
         return -ENOMEM;
     }
-    publish(kvm, slots);
+    publish(kvm, new->as_id, slots);
     if (new->dirty_bitmap && !old->dirty_bitmap && !kvm->dirty_log_initially_set)
         kvm_mmu_write_protect_slot(kvm, new, NULL);
     slot_free(old, new);
@@ -297,13 +306,13 @@ static int change_flags(struct kvm *kvm, struct kvm_memory_slot *old, const stru
 static int create_slot(struct kvm *kvm, const struct kvm_userspace_memory_region *m)
 {
     struct kvm_memory_slot *new = slot_new(kvm, m, NULL);
-    struct kvm_memslots *slots = new ? slots_changed(atomic_load(&kvm->memslots), NULL, new) : NULL;
+    struct kvm_memslots *slots = new ? slots_changed(atomic_load(&kvm->memslots[new->as_id]), NULL, new) : NULL;
 
     if (!slots) {
         slot_free(new, NULL);
         return -ENOMEM;
     }
-    publish(kvm, slots);
+    publish(kvm, new->as_id, slots);
     return 0;
 }
 
@@ -316,8 +325,8 @@ static int move_slot(struct kvm *kvm, struct kvm_memory_slot *old, const struct 
 
 static int set_region_locked(struct kvm *kvm, const struct kvm_userspace_memory_region *m)
 {
-    const unsigned id = m->slot & 0xffff;
-    struct kvm_memory_slot *old = id_to_memslot(kvm, id);
+    const unsigned id = m->slot & 0xffff, as_id = m->slot >> 16;
+    struct kvm_memory_slot *old = id_to_memslot(kvm, as_id, id);
     const gfn_t base = m->guest_phys_addr >> PAGE_SHIFT;
     const uint64_t npages = m->memory_size >> PAGE_SHIFT;
     const struct kvm_memory_slot *other;
@@ -329,7 +338,7 @@ static int set_region_locked(struct kvm *kvm, const struct kvm_userspace_memory_
         return because(-EINVAL, "slot %u exists: its size, user address and KVM_MEM_READONLY cannot change", id);
     if (old && base == old->base_gfn)
         return m->flags == old->flags ? 0 : change_flags(kvm, old, m);
-    other = overlapping(atomic_load(&kvm->memslots), old, base, npages);
+    other = overlapping(atomic_load(&kvm->memslots[as_id]), old, base, npages);
     if (other)
         return because(-EEXIST, "slot %u overlaps slot %u", id, other->id);
     if (base + npages - 1 > KVM_MAX_GFN)
@@ -358,7 +367,7 @@ static struct kvm_memory_slot *logged_slot(struct kvm *kvm, uint32_t slot, int *
     *err = -EINVAL;
     if (slot >> 16 >= KVM_ADDRESS_SPACE_NUM || (slot & 0xffff) >= KVM_USER_MEM_SLOTS)
         return NULL;
-    s = id_to_memslot(kvm, slot & 0xffff);
+    s = id_to_memslot(kvm, slot >> 16, slot & 0xffff);
     *err = -ENOENT;
     return s && s->dirty_bitmap ? s : NULL;
 }

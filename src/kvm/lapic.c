@@ -351,6 +351,10 @@ int kvm_apic_accept_events(struct kvm_vcpu *vcpu)
 
     if (!apic || !atomic_load(&apic->pending_events))
         return 0;
+    if (vcpu_in_smm(vcpu)) { /* INIT is latched until RSM; a SIPI is lost */
+        atomic_fetch_and(&apic->pending_events, ~APIC_EVENT_SIPI);
+        return 0;
+    }
     if (atomic_fetch_and(&apic->pending_events, ~APIC_EVENT_INIT) & APIC_EVENT_INIT) {
         vcpu_init_reset(vcpu);
         *vcpu_mp_state(vcpu) = vcpu_is_bsp(vcpu) ? KVM_MP_STATE_RUNNABLE : KVM_MP_STATE_INIT_RECEIVED;

@@ -51,8 +51,12 @@ static uint64_t *alloc_table(struct kvm *kvm)
 
 int kvm_mmu_init_vm(struct kvm *kvm)
 {
-    kvm->arch.ept_root = (uint64_t)(uintptr_t)alloc_table(kvm);
-    return kvm->arch.ept_root ? 0 : -ENOMEM;
+    for (unsigned as_id = 0; as_id < KVM_ADDRESS_SPACE_NUM; as_id++) {
+        kvm->arch.ept_root[as_id] = (uint64_t)(uintptr_t)alloc_table(kvm);
+        if (!kvm->arch.ept_root[as_id])
+            return -ENOMEM;
+    }
+    return 0;
 }
 
 void kvm_mmu_uninit_vm(struct kvm *kvm)
@@ -62,7 +66,7 @@ void kvm_mmu_uninit_vm(struct kvm *kvm)
     free(kvm->arch.mmu_chunk);
     kvm->arch.mmu_chunk = NULL;
     kvm->arch.mmu_chunks = kvm->arch.mmu_pages = 0;
-    kvm->arch.ept_root = 0;
+    memset(kvm->arch.ept_root, 0, sizeof(kvm->arch.ept_root));
 }
 
 static unsigned level_shift(unsigned level) /* in pages: level 1 is the last */
@@ -86,9 +90,9 @@ static void write_entry(uint64_t *e, uint64_t value)
 }
 
 /* The entry of a gfn at a level; with make, tables on the way are made. NULL: none (or no memory, or a larger page). */
-static uint64_t *walk(struct kvm *kvm, gfn_t gfn, unsigned level, bool make)
+static uint64_t *walk(struct kvm *kvm, unsigned as_id, gfn_t gfn, unsigned level, bool make)
 {
-    uint64_t *table = (uint64_t *)(uintptr_t)kvm->arch.ept_root;
+    uint64_t *table = (uint64_t *)(uintptr_t)kvm->arch.ept_root[as_id];
 
     for (unsigned at = LEVELS; at > level; at--) {
         uint64_t *e = entry_of(table, gfn, at), value = read_entry(e);
@@ -112,7 +116,7 @@ static uint64_t leaf(hva_t hva, bool writable)
     return hva | EPT_MEMTYPE_WB | EPT_IGNORE_PAT | EPT_R | EPT_X | (writable ? EPT_W : 0);
 }
 
-/* ---- zap and write-protect: every leaf of [start, end) ---- */
+/* ---- zap and write-protect: every leaf of a slot ---- */
 enum leaf_action { LEAF_ZAP, LEAF_PROTECT };
 
 static void act_on(uint64_t *e, enum leaf_action action, bool large)
@@ -123,14 +127,16 @@ static void act_on(uint64_t *e, enum leaf_action action, bool large)
         __atomic_fetch_and(e, ~EPT_W, __ATOMIC_RELEASE);
 }
 
-/* true: an entry was changed. mask: of gfns from start, or NULL for all. */
-static bool for_leaves(struct kvm *kvm, gfn_t start, gfn_t end, enum leaf_action action, const unsigned long *mask)
+/* true: an entry was changed. mask: of the slot's gfns, or NULL for all. */
+static bool for_leaves(struct kvm *kvm, const struct kvm_memory_slot *slot, enum leaf_action action,
+                       const unsigned long *mask)
 {
+    const gfn_t start = slot->base_gfn, end = start + slot->npages;
     bool changed = false;
     gfn_t gfn = start;
 
     while (gfn < end) {
-        uint64_t *table = (uint64_t *)(uintptr_t)kvm->arch.ept_root, *e, value;
+        uint64_t *table = (uint64_t *)(uintptr_t)kvm->arch.ept_root[slot->as_id], *e, value;
         unsigned level = LEVELS;
 
         if (mask && !(mask[(gfn - start) / 64] >> ((gfn - start) % 64) & 1)) {
@@ -158,7 +164,7 @@ void kvm_mmu_zap_slot(struct kvm *kvm, struct kvm_memory_slot *slot)
     bool changed;
 
     pthread_mutex_lock(&kvm->arch.mmu_lock);
-    changed = for_leaves(kvm, slot->base_gfn, slot->base_gfn + slot->npages, LEAF_ZAP, NULL);
+    changed = for_leaves(kvm, slot, LEAF_ZAP, NULL);
     pthread_mutex_unlock(&kvm->arch.mmu_lock);
     kvm_trace(TRACE_MMU, "zap slot %u: gfn %#llx, %llu pages", slot->id, (unsigned long long)slot->base_gfn,
               (unsigned long long)slot->npages);
@@ -171,7 +177,7 @@ void kvm_mmu_write_protect_slot(struct kvm *kvm, struct kvm_memory_slot *slot, c
     bool changed;
 
     pthread_mutex_lock(&kvm->arch.mmu_lock);
-    changed = for_leaves(kvm, slot->base_gfn, slot->base_gfn + slot->npages, LEAF_PROTECT, mask);
+    changed = for_leaves(kvm, slot, LEAF_PROTECT, mask);
     pthread_mutex_unlock(&kvm->arch.mmu_lock);
     if (changed)
         cpu_drop_host_range(kvm->domain, slot->userspace_addr, slot->npages << PAGE_SHIFT, ACC_WRITE);
@@ -258,7 +264,7 @@ static int map_run(struct kvm *kvm, struct kvm_memory_slot *slot, gfn_t gfn, boo
                    gfn_t n, bool large)
 {
     const bool log = slot->dirty_bitmap != NULL, readonly = slot->flags & KVM_MEM_READONLY;
-    uint64_t *e = walk(kvm, gfn, 2, true);
+    uint64_t *e = walk(kvm, slot->as_id, gfn, 2, true);
 
     if (!e) /* nothing in these tables is larger than 2 MiB */
         return -ENOMEM;
@@ -277,7 +283,7 @@ static int map_run(struct kvm *kvm, struct kvm_memory_slot *slot, gfn_t gfn, boo
         /* Logged: only the page that is written becomes writable; the rest reports its first write later. */
         const bool w = writable && !readonly && (!log || (at == gfn && write));
 
-        e = walk(kvm, at, 1, true);
+        e = walk(kvm, slot->as_id, at, 1, true);
         if (!e)
             return -ENOMEM;
         if (!(read_entry(e) & EPT_PRESENT) || (w && !(read_entry(e) & EPT_W)))
@@ -301,7 +307,7 @@ static int fault_in_slot(struct kvm_vcpu *vcpu, struct kvm_memory_slot *slot, gf
     large = r == 1 && large_possible(slot, gfn);
     pthread_mutex_lock(&kvm->arch.mmu_lock);
     /* The slot may have gone meanwhile: who takes it away publishes first, then zaps under the lock. */
-    if (gfn_to_memslot(kvm, gfn) == slot)
+    if (gfn_to_memslot(kvm, slot->as_id, gfn) == slot)
         r = map_run(kvm, slot, gfn, write, r == 1, first, n, large);
     else
         r = 1;
@@ -313,6 +319,7 @@ static int fault_in_slot(struct kvm_vcpu *vcpu, struct kvm_memory_slot *slot, gf
 int kvm_tdp_page_fault(struct kvm_vcpu *vcpu, gpa_t gpa, uint64_t qualification)
 {
     const gfn_t gfn = gpa >> PAGE_SHIFT;
+    const unsigned as_id = kvm_arch_vcpu_memslots_id(vcpu);
     const bool write = qualification & EPTQ_WRITE;
     struct kvm *kvm = vcpu->kvm;
     struct kvm_memory_slot *slot;
@@ -320,11 +327,11 @@ int kvm_tdp_page_fault(struct kvm_vcpu *vcpu, gpa_t gpa, uint64_t qualification)
     int r = 0;
 
     idx = srcu_read_lock(&kvm->srcu);
-    slot = gfn_to_memslot(kvm, gfn);
+    slot = gfn_to_memslot(kvm, as_id, gfn);
     if (slot)
         r = fault_in_slot(vcpu, slot, gfn, write);
     if (r == 1 && write && slot->dirty_bitmap)
-        mark_page_dirty(kvm, gfn);
+        mark_page_dirty(kvm, as_id, gfn);
     srcu_read_unlock(&kvm->srcu, idx);
     kvm_trace(TRACE_MMU, "vcpu %d: EPT violation gpa %#llx qualification %#llx: %d", vcpu->vcpu_id,
               (unsigned long long)gpa, (unsigned long long)qualification, r);

@@ -326,6 +326,13 @@ static int get_platform_info(struct kvm_vcpu *vcpu, struct msr_access *m)
     return 0;
 }
 
+/* SDM 4: readable in system management mode only */
+static int get_smbase(struct kvm_vcpu *vcpu, struct msr_access *m)
+{
+    m->data = vcpu->arch.smbase;
+    return !m->host && !vcpu->arch.in_smm;
+}
+
 static int get_arch_capabilities(struct kvm_vcpu *vcpu, struct msr_access *m)
 {
     if (!m->host && !guest_has(vcpu, 7, EDX, 29))
@@ -456,12 +463,14 @@ static const struct msr_row rows[] = {
     KEPT_SET(0x1b, apic_base, 0, set_apic_base),                              /* IA32_APIC_BASE */
     CONST(0x2a, 0x2a, 0, IGNORED),                                            /* EBL_CR_POWERON */
     CONST(0x2c, 0x2c, 1 << 24, READ_ONLY),                                    /* EBC_FREQUENCY_ID */
+    KEPT(0x34, smi_count, ALL, LISTED | HOST_SET),                            /* MSR_SMI_COUNT */
     KEPT_SET(0x3a, feature_control, LISTED, set_feature_control),             /* IA32_FEATURE_CONTROL */
     KEPT_SET(0x3b, tsc_adjust, LISTED, set_tsc_adjust),                       /* IA32_TSC_ADJUST */
     BY(0x48, 0x48, LISTED, get_spec_ctrl, set_spec_ctrl),                     /* IA32_SPEC_CTRL */
     BY(0x49, 0x49, 0, NULL, set_pred_cmd),                                    /* IA32_PRED_CMD: write only */
     CONST(0x79, 0x79, 0, IGNORED),                                            /* IA32_BIOS_UPDT_TRIG */
     KEPT(0x8b, microcode, ALL, LISTED | HOST_SET | IGNORED),                  /* IA32_BIOS_SIGN_ID, AMD PATCH_LEVEL */
+    KEPT_GET(0x9e, smbase, 0xffffffff, LISTED | HOST_SET, get_smbase),        /* IA32_SMBASE */
     CONST(0xc1, 0xc2, 0, IGNORED),                                            /* PERFCTR0-1: no performance counters */
     CONST(0xcd, 0xcd, 3, READ_ONLY),                                          /* FSB_FREQ */
     KEPT_GET(0xce, platform_info, ALL, LISTED | HOST_SET, get_platform_info), /* MSR_PLATFORM_INFO */

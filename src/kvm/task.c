@@ -44,7 +44,7 @@ static int access_linear(struct kvm_vcpu *vcpu, gva_t gva, void *data, unsigned 
             kvm_queue_exception_e_p(vcpu, fault.vector, fault.error, fault.payload);
             return 1;
         }
-        r = access & ACC_WRITE ? kvm_write_guest(vcpu->kvm, gpa, p, n) : kvm_read_guest(vcpu->kvm, gpa, p, n);
+        r = access & ACC_WRITE ? kvm_vcpu_write_guest(vcpu, gpa, p, n) : kvm_vcpu_read_guest(vcpu, gpa, p, n);
         if (r < 0)
             return r;
         gva += n;

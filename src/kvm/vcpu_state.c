@@ -64,7 +64,7 @@ static const struct {
 };
 _Static_assert(offsetof(struct kvm_sregs, interrupt_bitmap) == offsetof(struct kvm_sregs2, flags), "common part");
 
-static void get_sregs_common(struct kvm_vcpu *vcpu, struct kvm_sregs *s)
+void kvm_get_sregs(struct kvm_vcpu *vcpu, struct kvm_sregs *s)
 {
     unsigned i;
 
@@ -86,7 +86,7 @@ long vcpu_get_sregs(struct ioctl_call *c)
     struct kvm_sregs *s = c->data;
     const struct kvm_queued_interrupt *irq = &c->vcpu->arch.interrupt;
 
-    get_sregs_common(c->vcpu, s);
+    kvm_get_sregs(c->vcpu, s);
     if (irq->injected && !irq->soft)
         s->interrupt_bitmap[irq->nr / 64] |= 1ull << irq->nr % 64;
     return 0;
@@ -101,7 +101,7 @@ long vcpu_get_sregs2(struct ioctl_call *c)
 {
     struct kvm_sregs2 *s = c->data;
 
-    get_sregs_common(c->vcpu, (struct kvm_sregs *)s);
+    kvm_get_sregs(c->vcpu, (struct kvm_sregs *)s);
     if (pae_paging(s->cr0, s->cr4, s->efer)) {
         ops->get_pdptrs(c->vcpu, (uint64_t *)s->pdptrs);
         s->flags |= KVM_SREGS2_FLAGS_PDPTRS_VALID;
@@ -178,10 +178,15 @@ static int set_sregs_common(struct kvm_vcpu *vcpu, const struct kvm_sregs *s, co
     return 0;
 }
 
+int kvm_set_sregs(struct kvm_vcpu *vcpu, struct kvm_sregs *s)
+{
+    return set_sregs_common(vcpu, s, NULL);
+}
+
 long vcpu_set_sregs(struct ioctl_call *c)
 {
-    const struct kvm_sregs *s = c->data;
-    const int r = set_sregs_common(c->vcpu, s, NULL);
+    struct kvm_sregs *s = c->data;
+    const int r = kvm_set_sregs(c->vcpu, s);
     unsigned nr;
 
     if (r)
@@ -421,6 +426,10 @@ long vcpu_get_events(struct ioctl_call *c)
     struct kvm_queued_exception *x = &a->exception;
     const bool payloads = c->kvm->arch.exception_payload_enabled;
 
+    if (kvm_check_request(KVM_REQ_SMI, c->vcpu)) {
+        a->smi_pending = true;
+        kvm_make_request(KVM_REQ_EVENT, c->vcpu);
+    }
     /* without payloads the client cannot carry CR2 and DR6 along: they go to the registers now */
     if (!payloads && x->pending && x->has_payload)
         kvm_deliver_exception_payload(c->vcpu, x);
@@ -439,6 +448,9 @@ long vcpu_get_events(struct ioctl_call *c)
     e->nmi.injected = a->nmi_injected;
     e->nmi.pending = a->nmi_pending || atomic_load(&a->nmi_queued);
     e->nmi.masked = ops->get_nmi_mask(c->vcpu);
+    e->smi.smm = a->in_smm;
+    e->smi.pending = a->smi_pending;
+    e->smi.smm_inside_nmi = a->smm_inside_nmi;
     e->smi.latched_init = kvm_apic_init_pending(c->vcpu);
     e->flags = KVM_VCPUEVENT_VALID_NMI_PENDING | KVM_VCPUEVENT_VALID_SHADOW | KVM_VCPUEVENT_VALID_SMM;
     if (payloads)
@@ -450,9 +462,9 @@ long vcpu_get_events(struct ioctl_call *c)
     return 0;
 }
 
-/* There is no system management mode: a client may say that the vCPU is not in it. */
-static int check_events(struct kvm *kvm, struct kvm_vcpu_events *e)
+static int check_events(struct kvm_vcpu *vcpu, struct kvm_vcpu_events *e)
 {
+    const struct kvm *kvm = vcpu->kvm;
     const uint32_t known = KVM_VCPUEVENT_VALID_NMI_PENDING | KVM_VCPUEVENT_VALID_SIPI_VECTOR |
                            KVM_VCPUEVENT_VALID_SHADOW | KVM_VCPUEVENT_VALID_SMM | KVM_VCPUEVENT_VALID_PAYLOAD |
                            KVM_VCPUEVENT_VALID_TRIPLE_FAULT;
@@ -472,8 +484,9 @@ static int check_events(struct kvm *kvm, struct kvm_vcpu_events *e)
     }
     if ((e->exception.injected || e->exception.pending) && (e->exception.nr > 31 || e->exception.nr == VEC_NMI))
         return because(-EINVAL, "exception %u", e->exception.nr);
-    if ((e->flags & KVM_VCPUEVENT_VALID_SMM) && (e->smi.smm || e->smi.pending))
-        return because(-EINVAL, "there is no system management mode");
+    if ((e->flags & KVM_VCPUEVENT_VALID_SMM) && (e->smi.smm || e->smi.pending) &&
+        vcpu->arch.mp_state == KVM_MP_STATE_INIT_RECEIVED)
+        return because(-EINVAL, "system management mode latches INIT: the vCPU cannot be waiting for a SIPI");
     if ((e->flags & KVM_VCPUEVENT_VALID_TRIPLE_FAULT) && !kvm->arch.triple_fault_event)
         return because(-EINVAL, "KVM_CAP_X86_TRIPLE_FAULT_EVENT is not enabled");
     return 0;
@@ -494,7 +507,7 @@ long vcpu_set_events(struct ioctl_call *c)
 {
     struct kvm_vcpu_arch *a = &c->vcpu->arch;
     struct kvm_vcpu_events *e = c->data;
-    const int r = check_events(c->kvm, e);
+    const int r = check_events(c->vcpu, e);
 
     if (r)
         return r;
@@ -522,6 +535,11 @@ long vcpu_set_events(struct ioctl_call *c)
             kvm_make_request(KVM_REQ_NMI, c->vcpu);
     }
     ops->set_nmi_mask(c->vcpu, e->nmi.masked);
+    if (e->flags & KVM_VCPUEVENT_VALID_SMM) {
+        kvm_smm_changed(c->vcpu, e->smi.smm);
+        a->smi_pending = e->smi.pending;
+        a->smm_inside_nmi = e->smi.smm && e->smi.smm_inside_nmi;
+    }
     if (a->apic && (e->flags & (KVM_VCPUEVENT_VALID_SMM | KVM_VCPUEVENT_VALID_SIPI_VECTOR)))
         put_init_sipi(c->vcpu, e);
     if (e->flags & KVM_VCPUEVENT_VALID_TRIPLE_FAULT) {

@@ -288,6 +288,13 @@ static void vmx_update_exception_bitmap(struct kvm_vcpu *vcpu)
     vmcs_write(vcpu, EXCEPTION_BITMAP, bitmap);
 }
 
+static void vmx_load_mmu_pgd(struct kvm_vcpu *vcpu)
+{
+    const uint64_t root = vcpu->kvm->arch.ept_root[kvm_arch_vcpu_memslots_id(vcpu)];
+
+    vmcs_write(vcpu, EPT_POINTER, root | EPTP_WB | EPTP_WALK4);
+}
+
 static void init_vmcs(struct kvm_vcpu *vcpu)
 {
     struct vcpu_vmx *vmx = vcpu->arch.vmx;
@@ -307,7 +314,7 @@ static void init_vmcs(struct kvm_vcpu *vcpu)
     vmcs_write(vcpu, VMCS_LINK_POINTER, ~0ull);
     vmcs_write(vcpu, MSR_BITMAP, (hpa_t)vmx->msr_bitmap);
     vmcs_write(vcpu, VIRTUAL_PROCESSOR_ID, vmx->vpid);
-    vmcs_write(vcpu, EPT_POINTER, vcpu->kvm->arch.ept_root | EPTP_WB | EPTP_WALK4);
+    vmx_load_mmu_pgd(vcpu);
     vmcs_write(vcpu, GUEST_IA32_PAT, 0x0007040600070406ull);
     vmcs_write(vcpu, GUEST_IA32_DEBUGCTL, 0);
     vmcs_write(vcpu, TSC_OFFSET, vcpu->arch.tsc_offset);

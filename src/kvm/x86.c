@@ -127,11 +127,13 @@ static bool kvm_vcpu_running(struct kvm_vcpu *vcpu)
 
 static bool kvm_vcpu_has_events(struct kvm_vcpu *vcpu)
 {
-    if (lapic_in_kernel(vcpu) && kvm_apic_pending_init_sipi(vcpu))
+    if (lapic_in_kernel(vcpu) && !vcpu->arch.in_smm && kvm_apic_pending_init_sipi(vcpu))
         return true;
     if (kvm_is_exception_pending(vcpu))
         return true;
     if (atomic_load(&vcpu->arch.nmi_queued) || (vcpu->arch.nmi_pending && kvm_x86_ops->nmi_allowed(vcpu)))
+        return true;
+    if ((vcpu->arch.smi_pending || (atomic_load(&vcpu->requests) & 1ull << KVM_REQ_SMI)) && !vcpu->arch.in_smm)
         return true;
     return kvm_x86_ops->interrupt_allowed(vcpu) && kvm_cpu_has_interrupt(vcpu);
 }
@@ -234,6 +236,7 @@ static void post_kvm_run_save(struct kvm_vcpu *vcpu)
     struct kvm_run *run = vcpu->run;
 
     run->if_flag = (kvm_x86_ops->get_rflags(vcpu) & F_IF) != 0;
+    run->flags = vcpu->arch.in_smm ? KVM_RUN_X86_SMM : 0;
     run->cr8 = kvm_get_cr8(vcpu);
     run->apic_base = vcpu->arch.apic_base;
     run->ready_for_interrupt_injection = vcpu->kvm->arch.irqchip_kernel || kvm_vcpu_ready_for_interrupt_injection(vcpu);
@@ -268,7 +271,7 @@ static int vcpu_handle_requests(struct kvm_vcpu *vcpu)
     if (kvm_check_request(KVM_REQ_NMI, vcpu))
         process_nmi(vcpu);
     if (kvm_check_request(KVM_REQ_SMI, vcpu))
-        vcpu->arch.smi_pending = true;
+        process_smi(vcpu);
     if (kvm_check_request(KVM_REQ_MSR_FILTER_CHANGED, vcpu))
         kvm_x86_ops->update_msr_intercepts(vcpu);
     kvm_check_request(KVM_REQ_SCAN_IOAPIC, vcpu);
@@ -366,6 +369,7 @@ static int vcpu_run(struct kvm_vcpu *vcpu)
         }
         if (signal_pending(vcpu)) {
             atomic_store(&vcpu->signal_arrived, false);
+            vcpu->run->exit_reason = KVM_EXIT_INTR;
             return -EINTR;
         }
     }
@@ -381,6 +385,7 @@ static int run_uninitialized(struct kvm_vcpu *vcpu)
         return 0;
     kvm_check_request(KVM_REQ_UNBLOCK, vcpu);
     if (atomic_exchange(&vcpu->signal_arrived, false) || *(volatile uint8_t *)&vcpu->run->immediate_exit) {
+        vcpu->run->exit_reason = KVM_EXIT_INTR;
         return -EINTR;
     }
     return -EAGAIN;
@@ -389,6 +394,7 @@ static int run_uninitialized(struct kvm_vcpu *vcpu)
 /* The client's request word for CR8, and I/O that it has answered meanwhile. 1: go on */
 static int vcpu_prepare_run(struct kvm_vcpu *vcpu)
 {
+    const uint32_t exit_reason = vcpu->run->exit_reason;
     int (*complete)(struct kvm_vcpu *) = vcpu->arch.complete_userspace_io;
 
     if (!lapic_in_kernel(vcpu) && kvm_set_cr8(vcpu, *(volatile uint64_t *)&vcpu->run->cr8))
@@ -402,7 +408,10 @@ static int vcpu_prepare_run(struct kvm_vcpu *vcpu)
         if (r <= 0)
             return r;
     }
-    return *(volatile uint8_t *)&vcpu->run->immediate_exit ? -EINTR : 1;
+    if (!*(volatile uint8_t *)&vcpu->run->immediate_exit)
+        return 1;
+    vcpu->run->exit_reason = exit_reason; /* clients finish an exit so, and look at it afterwards */
+    return -EINTR;
 }
 
 static int run_vcpu(struct kvm_vcpu *vcpu)
@@ -429,10 +438,10 @@ int kvm_arch_vcpu_ioctl_run(struct kvm_vcpu *vcpu)
         if (mask)
             kvm_sigset_deactivate(vcpu, &saved);
         post_kvm_run_save(vcpu);
-    }
-    if (r == -EINTR) {
+    } else if (r == -EINTR) {
         vcpu->run->exit_reason = KVM_EXIT_INTR;
-        cpu_code_unverify(vcpu->arch.cpu); /* the client may change code before it calls again */
     }
+    if (r == -EINTR) /* the client may change code before it calls again */
+        cpu_code_unverify(vcpu->arch.cpu);
     return r;
 }

@@ -47,6 +47,7 @@ bool kvm_event_needs_reinjection(struct kvm_vcpu *);
 bool kvm_is_exception_pending(struct kvm_vcpu *);
 bool kvm_cpu_has_injectable_intr(struct kvm_vcpu *);
 void process_nmi(struct kvm_vcpu *);
+void process_smi(struct kvm_vcpu *);
 void kvm_clear_queues(struct kvm_vcpu *);
 int kvm_vcpu_do_singlestep(struct kvm_vcpu *);
 uint64_t kvm_get_linear_rip(struct kvm_vcpu *);

@@ -55,7 +55,7 @@ static unsigned read_insn_bytes(struct kvm_vcpu *vcpu, uint8_t *buf, unsigned n)
         gpa_t gpa;
 
         if (kvm_mmu_gva_to_gpa(vcpu, rip + got, ACC_EXEC, &gpa) < 0 ||
-            kvm_read_guest(vcpu->kvm, gpa, buf + got, chunk) < 0)
+            kvm_vcpu_read_guest(vcpu, gpa, buf + got, chunk) < 0)
             break;
         got += chunk;
     }
@@ -97,10 +97,11 @@ static void complete_later(struct kvm_vcpu *vcpu, int (*complete)(struct kvm_vcp
     vcpu->arch.complete_userspace_io = complete;
 }
 
-static bool slot_for_write(struct kvm *kvm, gpa_t gpa)
+static bool slot_for_write(struct kvm_vcpu *vcpu, gpa_t gpa)
 {
+    struct kvm *kvm = vcpu->kvm;
     const unsigned idx = srcu_read_lock(&kvm->srcu);
-    const struct kvm_memory_slot *slot = gfn_to_memslot(kvm, gpa >> PAGE_SHIFT);
+    const struct kvm_memory_slot *slot = gfn_to_memslot(kvm, kvm_arch_vcpu_memslots_id(vcpu), gpa >> PAGE_SHIFT);
     const bool ok = slot && !(slot->flags & KVM_MEM_READONLY);
 
     srcu_read_unlock(&kvm->srcu, idx);
@@ -135,7 +136,7 @@ static enum emul_answer emul_mmio_read(void *opaque, gpa_t gpa, void *data, unsi
         return EA_DONE;
     if (kvm_io_bus_read(vcpu, KVM_MMIO_BUS, gpa, (int)size, data) == 0)
         return EA_DONE;
-    if (kvm_read_guest(vcpu->kvm, gpa, data, size) == 0)
+    if (kvm_vcpu_read_guest(vcpu, gpa, data, size) == 0)
         return EA_DONE;
     return exit_mmio(vcpu, gpa, size, false, NULL);
 }
@@ -148,7 +149,7 @@ static enum emul_answer emul_mmio_write(void *opaque, gpa_t gpa, const void *dat
         return EA_DONE;
     if (kvm_io_bus_write(vcpu, KVM_MMIO_BUS, gpa, (int)size, data) == 0)
         return EA_DONE;
-    if (slot_for_write(vcpu->kvm, gpa) && kvm_write_guest(vcpu->kvm, gpa, data, size) == 0)
+    if (slot_for_write(vcpu, gpa) && kvm_vcpu_write_guest(vcpu, gpa, data, size) == 0)
         return EA_DONE;
     return exit_mmio(vcpu, gpa, size, true, data);
 }
@@ -431,7 +432,7 @@ static int64_t hc_clock_pairing(struct kvm_vcpu *vcpu, gpa_t gpa, uint64_t type)
     pairing.sec = (int64_t)(real_ns / 1000000000);
     pairing.nsec = (int64_t)(real_ns % 1000000000);
     pairing.tsc = kvm_read_l1_tsc_now(vcpu);
-    return kvm_write_guest(vcpu->kvm, gpa, &pairing, sizeof(pairing)) < 0 ? -KVM_EFAULT : 0;
+    return kvm_vcpu_write_guest(vcpu, gpa, &pairing, sizeof(pairing)) < 0 ? -KVM_EFAULT : 0;
 }
 
 static int64_t do_hypercall(struct kvm_vcpu *vcpu, uint64_t nr, const uint64_t *a)
@@ -479,7 +480,7 @@ static int fix_hypercall(struct kvm_vcpu *vcpu)
     gpa_t gpa;
 
     if ((rip & ~PAGE_MASK) <= PAGE_SIZE - sizeof(vmcall) && kvm_mmu_gva_to_gpa(vcpu, rip, ACC_WRITE, &gpa) == 0 &&
-        slot_for_write(vcpu->kvm, gpa) && kvm_write_guest(vcpu->kvm, gpa, vmcall, sizeof(vmcall)) == 0) {
+        slot_for_write(vcpu, gpa) && kvm_vcpu_write_guest(vcpu, gpa, vmcall, sizeof(vmcall)) == 0) {
         cpu_code_unverify(vcpu->arch.cpu);
         return 1;
     }
@@ -494,6 +495,8 @@ int kvm_handle_ud(struct kvm_vcpu *vcpu)
     static const uint8_t vmmcall[3] = {0x0f, 0x01, 0xd9};
     uint8_t bytes[3];
 
+    if (vcpu->arch.in_smm && read_insn_bytes(vcpu, bytes, 2) == 2 && bytes[0] == 0x0f && bytes[1] == 0xaa)
+        return kvm_emulate_rsm(vcpu);
     if (read_insn_bytes(vcpu, bytes, sizeof(bytes)) == sizeof(bytes) && !memcmp(bytes, vmmcall, sizeof(bytes)))
         return fix_hypercall(vcpu);
     kvm_queue_exception(vcpu, VEC_UD);

@@ -151,6 +151,12 @@ void process_nmi(struct kvm_vcpu *vcpu)
     kvm_make_request(KVM_REQ_EVENT, vcpu);
 }
 
+void process_smi(struct kvm_vcpu *vcpu)
+{
+    vcpu->arch.smi_pending = true;
+    kvm_make_request(KVM_REQ_EVENT, vcpu);
+}
+
 void kvm_queue_interrupt(struct kvm_vcpu *vcpu, uint8_t vector, bool soft)
 {
     vcpu->arch.interrupt = (struct kvm_queued_interrupt){.injected = true, .soft = soft, .nr = vector};
@@ -233,6 +239,12 @@ int inject_pending_event(struct kvm_vcpu *vcpu)
     }
     if (vcpu->arch.guest_debug & KVM_GUESTDBG_BLOCKIRQ)
         return 0;
+    if (vcpu->arch.smi_pending && can_inject && !vcpu->arch.in_smm) { /* RSM looks here again */
+        vcpu->arch.smi_pending = false;
+        vcpu->arch.smi_count++;
+        enter_smm(vcpu);
+        can_inject = false;
+    }
     if (vcpu->arch.nmi_pending)
         inject_nmi_or_window(vcpu, &can_inject);
     if (kvm_cpu_has_injectable_intr(vcpu))

@@ -40,7 +40,7 @@ bool load_pdptrs(struct kvm_vcpu *vcpu, uint64_t cr3)
 {
     uint64_t pdpte[4];
 
-    if (kvm_read_guest(vcpu->kvm, cr3 & 0xffffffe0u, pdpte, sizeof(pdpte)) < 0)
+    if (kvm_vcpu_read_guest(vcpu, cr3 & 0xffffffe0u, pdpte, sizeof(pdpte)) < 0)
         return false;
     for (unsigned i = 0; i < 4; i++)
         if ((pdpte[i] & 1) && (pdpte[i] & (reserved_gpa_bits(vcpu) | 0x1e6)))
@@ -279,6 +279,8 @@ void kvm_vcpu_reset(struct kvm_vcpu *vcpu, bool init_event)
     if (lapic_in_kernel(vcpu))
         kvm_lapic_reset(vcpu, init_event);
     vcpu->arch.smi_pending = vcpu->arch.triple_fault_pending = false;
+    vcpu->arch.smm_inside_nmi = false;
+    kvm_smm_changed(vcpu, false);
     atomic_store(&vcpu->arch.nmi_queued, 0);
     vcpu->arch.nmi_pending = 0;
     kvm_clear_queues(vcpu);

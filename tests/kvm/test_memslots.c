@@ -60,6 +60,8 @@ static void dirty_log_errnos(void **state)
     log.slot = 5;
     assert_errno(ENOENT, vm->fd, KVM_GET_DIRTY_LOG, &log);
     log.slot = 1 << 16;
+    assert_errno(ENOENT, vm->fd, KVM_GET_DIRTY_LOG, &log);
+    log.slot = 2 << 16;
     assert_errno(EINVAL, vm->fd, KVM_GET_DIRTY_LOG, &log);
     assert_int_equal(vm_slot(vm, 0, 0, vm->ram_size, vm->ram, KVM_MEM_LOG_DIRTY_PAGES), 0);
     log.slot = 0;
