@@ -207,25 +207,25 @@ int kvm_get_apic_interrupt(struct kvm_vcpu *vcpu)
     return vector;
 }
 
-/* SDM 3A, "EOI Register": level-triggered vectors are broadcast, unless software took that on itself. */
+/* SDM 3A, "EOI Register": level-triggered vectors are broadcast, unless software took that on itself. Our IOAPIC hears
+ * of those too, as KVM's does: remote IRR stays, but who waits for the acknowledgement is told. */
 int apic_set_eoi(struct kvm_lapic *apic)
 {
     const int vector = apic->highest_isr;
-    bool level;
+    bool level, directed;
 
     if (vector < 0)
         return -1;
     level = vec_test(apic, APIC_TMR, (unsigned)vector);
+    directed = level && apic_get(apic, APIC_SPIV) & APIC_SPIV_DIRECTED_EOI;
     vec_clear(apic, APIC_ISR, (unsigned)vector);
     apic->highest_isr = vec_highest(apic, APIC_ISR);
     apic_update_ppr(apic);
-    if (!(level && apic_get(apic, APIC_SPIV) & APIC_SPIV_DIRECTED_EOI)) {
-        if (*kvm_chips(apic->kvm).ioapic) {
-            if (level || kvm_ioapic_handles_vector(apic->kvm, vector))
-                kvm_ioapic_update_eoi(apic->vcpu, vector, level);
-        } else if (kvm_chips(apic->kvm).split && kvm_split_handles_vector(apic->kvm, vector)) {
-            vcpu_ioapic_eoi_exit(apic->vcpu, vector);
-        }
+    if (*kvm_chips(apic->kvm).ioapic) {
+        if (level || kvm_ioapic_handles_vector(apic->kvm, vector))
+            kvm_ioapic_update_eoi(apic->vcpu, vector, level && !directed);
+    } else if (kvm_chips(apic->kvm).split && !directed && kvm_split_handles_vector(apic->kvm, vector)) {
+        vcpu_ioapic_eoi_exit(apic->vcpu, vector);
     }
     vcpu_event(apic->vcpu);
     return vector;

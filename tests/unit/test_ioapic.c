@@ -84,6 +84,33 @@ static void level_is_delivered_again(void **state)
     vm_free(kvm);
 }
 
+static unsigned acks;
+static void acked(struct kvm_irq_ack_notifier *n)
+{
+    acks++;
+}
+
+/* Only a restored APIC has the bit beside our IOAPIC, whose version has no EOI register. */
+static void directed_eoi(void **state)
+{
+    struct kvm *kvm = vm_new(1);
+    struct kvm_vcpu *v = kvm->vcpus[0];
+    struct kvm_irq_ack_notifier n = {.gsi = 5, .irq_acked = acked};
+
+    apic_on(v);
+    kvm_register_irq_ack_notifier(kvm, &n);
+    io_redir(v, 5, 0x41 | REDIR_LEVEL);
+    apic_set(v->arch.apic, APIC_SPIV, apic_r(v, APIC_SPIV) | APIC_SPIV_DIRECTED_EOI);
+    line(kvm, 5, 1);
+    assert_int_equal(kvm_get_apic_interrupt(v), 0x41);
+    apic_w(v, APIC_EOI, 0);
+    assert_int_equal(acks, 1);
+    assert_true(remote_irr(v, 5));
+    assert_int_equal(kvm_apic_has_interrupt(v), -1);
+    kvm_unregister_irq_ack_notifier(kvm, &n);
+    vm_free(kvm);
+}
+
 static void level_masked_then_unmasked(void **state)
 {
     struct kvm *kvm = vm_new(1);
@@ -251,6 +278,7 @@ int main(void)
         cmocka_unit_test(registers),
         cmocka_unit_test(edge),
         cmocka_unit_test(level_is_delivered_again),
+        cmocka_unit_test(directed_eoi),
         cmocka_unit_test(level_masked_then_unmasked),
         cmocka_unit_test(sources_share_a_line),
         cmocka_unit_test(modes),
