@@ -1,0 +1,115 @@
+# QEMU's own features with -accel kvm under anykvm exec: qemu_cases.py [CASE ...]. A case is a function; main() names it.
+import os, subprocess, sys, tempfile, time
+from client import Console, Failed, Qemu, check, connect, deadline, linux, main, need
+
+
+def gdb(q, *commands, seconds=60):
+    args = [need("gdb"), "-nx", "-batch", "-ex", "set architecture i386:x86-64", "-ex", f"target remote {q.gdb}"]
+    for c in commands:
+        args += ["-ex", c]
+    return subprocess.run(args, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True,
+                          timeout=seconds).stdout
+
+
+def symbol(console, name):
+    return int(console.sh(f"grep ' {name}$' /proc/kallsyms").split()[0], 16)
+
+
+def gdb_stub():
+    """Breakpoints of both kinds, single steps, a watchpoint; then the guest goes on."""
+    need("gdb")
+    for kind, cpus in (("break", 1), ("hbreak", 2)):
+        with Qemu(*linux("nokaslr"), cpus=cpus) as q:
+            c = q.boot()
+            c.sh("echo 1 >/proc/sys/kernel/printk")
+            at = symbol(c, "__x64_sys_newuname")
+            q.monitor.hmp(f"gdbserver unix:{q.gdb},server=on,wait=off")
+            c.send("sleep 1; uname -r; echo after-$?\n")
+            out = gdb(q, f"{kind} *{at:#x}", "continue", "printf \"at=%lx\\n\", $rip", "x/4i $rip", "stepi",
+                      "printf \"one=%lx\\n\", $rip", "stepi 20", "printf \"many=%lx\\n\", $rip", "delete",
+                      "set $sp0 = $rsp - 8", "watch *(long *)$sp0", "continue",
+                      "printf \"watch=%lx\\n\", $rip", "delete", "detach")
+            got = dict(line.split("=", 1) for line in out.splitlines() if "=" in line and " " not in line)
+            if got.get("at") != f"{at:x}" or "one" not in got or not 0 < int(got["one"], 16) - at <= 15 or \
+                    "many" not in got or "watch" not in got or "Hardware watchpoint" not in out:
+                raise Failed(f"gdb said: {out}")
+            c.expect("^after-0$", 20)
+            check("after gdb", "3", c.sh("echo $((1+2))"))
+            q.power_off()
+
+
+def snapshot():
+    """savevm, some life, loadvm: the guest is back where it was and goes on."""
+    with tempfile.TemporaryDirectory() as tmp:
+        disk = tmp + "/disk.qcow2"
+        subprocess.run([need("qemu-img"), "create", "-q", "-f", "qcow2", disk, "64M"], check=True)
+        for cpus in (1, 2):
+            with Qemu(*linux(), "-drive", f"file={disk},if=none,id=d", "-device", "virtio-blk-pci,drive=d",
+                      cpus=cpus) as q:
+                c = q.boot()
+                c.sh("x=before; echo before | dd of=/dev/vda bs=512 conv=sync,fsync 2>/dev/null")
+                c.sh("while :; do echo $((n=n+1)) >/tmp/new; mv /tmp/new /tmp/n; done &")
+                said = q.monitor.hmp("savevm one")
+                check("savevm", "", said)
+                n = int(c.sh("sleep 0.2; cat /tmp/n"))
+                c.sh("x=after; echo after | dd of=/dev/vda bs=512 conv=sync,fsync 2>/dev/null")
+                check("shell", "after after", c.sh("echo $x `head -n 1 /dev/vda`"))
+                check("loadvm", "", q.monitor.hmp("loadvm one"))
+                c.pump(0.3)
+                c.seen = len(c.text)
+                check("shell after loadvm", "before", c.sh("echo $x"))
+                c.sh("echo 3 >/proc/sys/vm/drop_caches")
+                check("disk after loadvm", "before", c.sh("head -n 1 /dev/vda"))
+                back = int(c.sh("cat /tmp/n"))
+                time.sleep(0.3)
+                if int(c.sh("sleep 0.2; cat /tmp/n")) <= back:
+                    raise Failed("the counter stands still after loadvm")
+                if n <= 0:
+                    raise Failed("the counter stood still")
+                check("delvm", "", q.monitor.hmp("delvm one"))
+                q.power_off()
+
+
+def migration():
+    """A guest that writes its memory all the time moves to another QEMU by a socket; nothing is lost."""
+    for cpus in (1, 2):
+        with tempfile.TemporaryDirectory() as tmp:
+            to = f"unix:{tmp}/migrate"
+            with Qemu(*linux(), cpus=cpus) as a, Qemu(*linux(), "-incoming", to, cpus=cpus) as b:
+                c = a.boot()
+                c.sh("mkdir /m; mount -t tmpfs none /m; dd if=/dev/urandom of=/m/data bs=1M count=48 2>/dev/null")
+                want = c.sh("sha256sum /m/data")
+                # the writer: a file of equal lines, rewritten with the next number; a page left behind shows
+                c.sh("cat >/w <<'E'\nn=0\nwhile :; do\n n=$((n+1))\n yes `printf %07d $n` | head -c 1000000 >/m/new\n"
+                     " mv /m/new /m/cur\n echo $n >/m/m\n mv /m/m /m/n\ndone\nE")
+                c.sh("sh /w &\nticks=$!")
+                c.sh("sleep 1")
+                before = int(c.sh("cat /m/n"))
+                a.monitor("migrate-set-parameters", **{"max-bandwidth": 400 << 20, "downtime-limit": 500})
+                a.monitor("migrate", uri=to)
+                end = deadline(90)
+                while True:
+                    info = a.monitor("query-migrate")
+                    if info["status"] in ("completed", "failed"):
+                        break
+                    if time.monotonic() > end:
+                        raise Failed(f"migration takes too long: {info}")
+                    time.sleep(0.1)
+                check("migration", "completed", info["status"])
+                d = b.console
+                after = int(d.sh("cat /m/n"))
+                if after < before:
+                    raise Failed(f"the counter went back: {before}, {after}")
+                check("data after migration", want, d.sh("sha256sum /m/data"))
+                d.sh("sleep 1")
+                if int(d.sh("cat /m/n")) <= after:
+                    raise Failed("the counter stands still after migration")
+                d.sh("kill $ticks; wait $ticks; true")
+                check("lines", "1", d.sh("uniq /m/cur | grep -c ."))
+                print(f"migration: {cpus} vCPU: {info['ram']['transferred'] >> 20} MiB in {info['total-time']} ms, down "
+                      f"{info['downtime']} ms, {info['ram']['dirty-sync-count']} rounds")
+                a.monitor("quit")
+                b.power_off()
+
+
+main({"gdb": gdb_stub, "snapshot": snapshot, "migration": migration})
