@@ -179,6 +179,7 @@ static void inject(struct irqfd *f)
 {
     if (!take_eventfd(f->fd))
         return;
+    f->kvm->stat[VM_STAT_irqfd_signals]++; /* by this thread alone */
     if (f->resampler) {
         kvm_set_irq(f->kvm, KVM_IRQFD_RESAMPLE_IRQ_SOURCE_ID, f->gsi, 1, false);
         return;
@@ -383,6 +384,7 @@ static int ioeventfd_write(struct kvm_vcpu *vcpu, struct kvm_io_device *dev, gpa
         if (!p->wildcard && value != p->datamatch)
             return -EOPNOTSUPP;
     }
+    __atomic_fetch_add(&vcpu->kvm->stat[VM_STAT_ioeventfd_signals], 1, __ATOMIC_RELAXED);
     signal_eventfd(p->fd);
     return 0;
 }

@@ -199,7 +199,8 @@ void kvm_stat_vcpu_gone(struct kvm_vcpu *vcpu)
 void kvm_stat_vm_new(struct kvm *kvm)
 {
     static uint64_t nowhere[VM_STAT_COUNT];
-    static const char *const names[VM_STAT_COUNT] = {"vcpus", "memslot_changes", "dirty_log_reads"};
+    static const char *const names[VM_STAT_COUNT] = {"vcpus", "memslot_changes", "dirty_log_reads", "irqfd_signals",
+                                                     "ioeventfd_signals"};
     struct desc d[VM_STAT_COUNT] = {0};
     char id[ID_SIZE];
     uint32_t at = 0;

@@ -17,7 +17,14 @@ enum kvm_vcpu_stat {
     STAT_EXIT_REASONS,                /* one for each basic exit reason */
     STAT_CPU = STAT_EXIT_REASONS + 72 /* the processor's counters */
 };
-enum kvm_vm_stat { VM_STAT_vcpus, VM_STAT_memslot_changes, VM_STAT_dirty_log_reads, VM_STAT_COUNT };
+enum kvm_vm_stat {
+    VM_STAT_vcpus,
+    VM_STAT_memslot_changes,
+    VM_STAT_dirty_log_reads,
+    VM_STAT_irqfd_signals,     /* taken off an irqfd's descriptor */
+    VM_STAT_ioeventfd_signals, /* writes that an ioeventfd answered */
+    VM_STAT_COUNT
+};
 
 struct kvm_stats; /* one stats file */
 

@@ -13,7 +13,7 @@ MODULES = ["drivers/virtio/virtio", "drivers/virtio/virtio_ring", "drivers/virti
 BAD = re.compile(r"BUG:|Oops|Call Trace|WARNING:|Kernel panic|self-tests for .* failed")
 
 
-ESCAPES = re.compile(r"\r|\x1b(\[[0-9;?]*[A-Za-z]|c|[()][A-Z0-9])")
+ESCAPES = re.compile(r"\r|\x1b(\[[0-9;?=]*[A-Za-z]|c|[()][A-Z0-9])")
 
 
 class Failed(Exception):

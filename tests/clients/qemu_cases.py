@@ -1,6 +1,6 @@
 # QEMU's own features with -accel kvm under anykvm exec: qemu_cases.py [CASE ...]. A case is a function; main() names it.
-import os, subprocess, sys, tempfile, time
-from client import Console, Failed, Qemu, check, connect, deadline, linux, main, need
+import re, shutil, subprocess, tempfile, time
+from client import Failed, Qemu, check, deadline, linux, main, need
 
 
 def gdb(q, *commands, seconds=60):
@@ -112,4 +112,86 @@ def migration():
                 b.power_off()
 
 
-main({"gdb": gdb_stub, "snapshot": snapshot, "migration": migration})
+def counter(q, name):
+    m = re.search(rf"^\s*{name}\s+(\d+)", q.stat(), re.M)
+    return int(m[1]) if m else 0
+
+
+def devices():
+    """A virtio disk whose notifications go by ioeventfd and whose interrupts come by irqfd, and a network card."""
+    with tempfile.TemporaryDirectory() as tmp:
+        with open(tmp + "/disk", "wb") as f:
+            f.truncate(64 << 20)
+        with open(tmp + "/hello", "w") as f:
+            f.write("over the net\n")
+        for machine, cpus in (("q35", 2), ("pc,kernel-irqchip=split", 1)):
+            with Qemu(*linux(), "-drive", f"file={tmp}/disk,format=raw,if=none,id=d", "-object", "iothread,id=t",
+                      "-device", "virtio-blk-pci,drive=d,iothread=t", "-netdev", f"user,id=n,tftp={tmp}",
+                      "-device", "virtio-net-pci,netdev=n,romfile=", machine=machine, cpus=cpus) as q:
+                c = q.boot()
+                before = counter(q, "ioeventfd_signals"), counter(q, "irqfd_signals"), counter(q, "mmio_exits")
+                c.sh("dd if=/dev/vda of=/dev/null bs=64k count=256 iflag=direct 2>/dev/null")
+                after = counter(q, "ioeventfd_signals"), counter(q, "irqfd_signals"), counter(q, "mmio_exits")
+                kicks, interrupts, exits = (y - x for x, y in zip(before, after))
+                print(f"devices: 256 reads: {kicks} ioeventfds, {interrupts} irqfds, {exits} MMIO exits")
+                if kicks < 200 or interrupts < 200 or exits > 50:
+                    raise Failed("the disk's queue does not go by ioeventfd and irqfd")
+                c.sh("ip addr add 10.0.2.15/24 dev eth0 && ip link set eth0 up")
+                c.sh("sleep 1; ping -c 3 10.0.2.2 >/dev/null")
+                c.sh("cd /tmp; tftp -g -r hello 10.0.2.2")
+                check("tftp", "over the net", c.sh("cat /tmp/hello"))
+                q.power_off()
+
+
+def ovmf():
+    """UEFI firmware to its shell, and from there, by -kernel, to Linux."""
+    code = need("/usr/share/OVMF/OVMF_CODE.fd")
+    with tempfile.TemporaryDirectory() as tmp:
+        shutil.copy("/usr/share/OVMF/OVMF_VARS.fd", tmp + "/vars")
+        flash = ["-drive", f"if=pflash,unit=0,format=raw,readonly=on,file={code}", "-drive",
+                 f"if=pflash,unit=1,format=raw,file={tmp}/vars"]
+        with Qemu(*flash, machine="q35") as q:
+            q.console.expect("^Shell> ", 60)
+            q.console.send("ver\r")
+            q.console.expect("UEFI Interactive Shell v2", 20)
+            q.console.send("reset -s\r")
+            q.ends()
+        for machine, cpus in (("q35", 2), ("pc", 1)):
+            with Qemu(*flash, *linux(), machine=machine, cpus=cpus) as q:
+                c = q.boot(90)
+                c.sh("dmesg | grep -q 'efi: EFI v2'")
+                check("processors", str(cpus), c.sh("nproc"))
+                q.power_off()
+
+
+def sandbox():
+    """QEMU's own seccomp filters, all of them"""
+    with Qemu(*linux(), "-sandbox", "on,obsolete=deny,elevateprivileges=deny,spawn=deny,resourcecontrol=deny",
+              cpus=2) as q:
+        check("sum", "200010000", q.boot().sh("seq 1 20000 | awk '{s+=$1} END {print s}'"))
+        q.power_off()
+
+
+def memtest():
+    """memtest86+ passes once over a small memory. Its bit fade test alone waits 160 s."""
+    image = need("/boot/memtest86+x64.bin")
+    with Qemu("-kernel", image, "-append", "console=ttyS0,115200", memory="16") as q:
+        q.console.expect("Memtest86", 30)
+        q.console.expect(r"Status: Pass +.", 400)
+        check("errors", "0", q.console.expect(r"Pass: +1 +Errors: +(\d+)", 20)[1])
+        q.monitor("quit")
+
+
+def installer():
+    """Debian's installer shows its first menu on the serial console."""
+    folder = "/usr/lib/debian-installer/images/12/amd64/text/debian-installer/amd64"
+    need(folder + "/linux")
+    with Qemu("-kernel", folder + "/linux", "-initrd", folder + "/initrd.gz", "-append", "console=ttyS0,115200n8",
+              memory="1024") as q:
+        q.console.expect("Select a language", 120)
+        q.console.expect("English", 20)
+        q.monitor("quit")
+
+
+main({"gdb": gdb_stub, "snapshot": snapshot, "migration": migration, "devices": devices, "ovmf": ovmf,
+      "sandbox": sandbox, "installer": installer, "memtest": memtest})
