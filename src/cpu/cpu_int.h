@@ -69,6 +69,23 @@ struct mem_unit;  /* mem.c: per-cpu bookkeeping of translations (address-space t
 struct code_unit; /* code.c: per-cpu block look-up cache */
 struct fpu_unit;  /* fpu.c */
 
+/* What translated code may do itself instead of asking the interpreter's function: 0, no; 1, yes. Controls and CR4
+ * decide: cpu_plain_changed(). */
+enum cpu_plain {
+    PLAIN_TSC,   /* RDTSC: not intercepted, not denied by CR4.TSD at any level, not scaled */
+    PLAIN_TSCP,  /* RDTSCP: the same, and there */
+    PLAIN_STI,   /* STI: nobody waits for a window */
+    PLAIN_PAUSE, /* PAUSE: neither exits nor is counted */
+    PLAIN_FSGS,  /* RDFSBASE and its like: CR4.FSGSBASE */
+    PLAIN_COUNT
+};
+
+/* What a change of AC at CPL 0 selects. */
+struct access_view {
+    uint64_t acc_mode, tlb_tag, flat;
+    struct tlb_entry *tlb;
+};
+
 struct cpu {
     struct cpu_state s; /* first: translated code addresses it */
     _Atomic uint32_t attention;
@@ -77,8 +94,10 @@ struct cpu {
     uint64_t flat;        /* flat.h: the table of the current access mode; used only where flatu is there */
     uint64_t exec_gen[2]; /* lower and upper half: changes whenever a page there may show other code */
     struct flat_unit *flatu;
-    int struct_fd;         /* the file that this structure lies in */
-    struct tlb_entry *tlb; /* direct mapped by page number, of the current access mode (mem.h) */
+    int struct_fd;               /* the file that this structure lies in */
+    struct tlb_entry *tlb;       /* direct mapped by page number, of the current access mode (mem.h) */
+    struct access_view view[2];  /* AC = 0, AC = 1; kept while CPL is not 3 */
+    uint64_t plain[PLAIN_COUNT]; /* enum cpu_plain */
     uint64_t counters[CC_COUNT];
     bool fpu_live;           /* the guest's vector and x87 state is in the host's registers now */
     bool in_guest_mode;      /* between VM entry and VM exit */
@@ -147,6 +166,10 @@ int cpu_before_step(struct cpu *);
 /* RFLAGS.TF or RF, DR7, the interruptibility or MTF changed: sets or clears ATT_STEP. cpu_mode_changed() ends with it;
  * POPF and IRET call it. (debug.c) */
 void cpu_step_changed(struct cpu *);
+/* CS, SS and RFLAGS were changed: cpu_mode_changed() for SYSCALL, IRET and their like, cheap from 64-bit mode to 64-bit
+ * mode. (state.c) */
+void cpu_privilege_changed(struct cpu *);
+void cpu_plain_changed(struct cpu *); /* execution controls or CR4: cpu->plain (intercept.c) */
 /* Under ATT_STEP: something may happen between two iterations of a repeated instruction: all of that but RF. (debug.c)
  */
 bool cpu_steps_iterations(const struct cpu *);

@@ -276,7 +276,7 @@ static int deliver_once(struct cpu *cpu, const struct event *ev)
     cpu->data_hits = 0;
     cpu->rf_before = false;
     cpu->step_taken = true;
-    cpu_mode_changed(cpu);
+    cpu_privilege_changed(cpu);
     return CPU_OK;
 }
 

@@ -50,7 +50,7 @@ static int jump_to(struct cpu *cpu, const struct segment *cs, uint64_t ip)
 {
     cpu->s.seg[SEG_CS] = *cs;
     cpu->s.rip = ip;
-    cpu_mode_changed(cpu);
+    cpu_privilege_changed(cpu);
     return CPU_JUMP;
 }
 

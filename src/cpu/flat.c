@@ -260,7 +260,7 @@ static uint64_t space_gen(struct flat_unit *f, const void *space, uint32_t gener
     return f->spaces[i].gen;
 }
 
-void flat_select(struct cpu *cpu, const void *space, uint32_t generation, const uint64_t world[3], bool slow)
+void flat_select(struct cpu *cpu, const void *space, uint32_t generation, const uint64_t world[3])
 {
     struct flat_unit *f = cpu->flatu;
 
@@ -281,13 +281,11 @@ void flat_select(struct cpu *cpu, const void *space, uint32_t generation, const 
             exec_gen_global(cpu);
         cpu->exec_gen[0] = space_gen(f, space, generation);
     }
-    cpu->flat = base_of(f, slow ? AM_COUNT : cpu->s.acc_mode);
 }
 
-void flat_select_access(struct cpu *cpu, bool slow)
+uint64_t flat_base(const struct cpu *cpu, enum acc_mode am, bool slow)
 {
-    if (cpu->flatu)
-        cpu->flat = base_of(cpu->flatu, slow ? AM_COUNT : cpu->s.acc_mode);
+    return cpu->flatu ? base_of(cpu->flatu, slow ? AM_COUNT : am) : 0;
 }
 
 /* ---- filling ---- */

@@ -23,7 +23,6 @@ void flat_destroy(struct cpu *);
 void flat_fill(struct cpu *, gva_t gva);
 
 /* The engine keeps a way to gva's page that it guards by exec_gen alone. */
-void flat_select_access(struct cpu *, bool slow); /* the access mode alone changed */
 void flat_note_exec(struct cpu *, gva_t gva);
 /* What pages show may have changed without a flush: all such ways end. */
 void flat_exec_changed(struct cpu *);
@@ -31,8 +30,9 @@ void flat_exec_changed(struct cpu *);
 /* ---- tlb.c tells ---- */
 void flat_note_global(struct cpu *, gva_t gva, enum acc_mode, bool global); /* the walk behind the TLB entry of gva */
 /* world: what entries of global pages depend on too: EPT pointer, control bits, VPID. */
-void flat_select(struct cpu *, const void *space, uint32_t generation, const uint64_t world[3], bool slow);
-void flat_note_exec_fill(struct cpu *, gva_t gva, bool global); /* an exec entry was filled */
+void flat_select(struct cpu *, const void *space, uint32_t generation, const uint64_t world[3]);
+uint64_t flat_base(const struct cpu *, enum acc_mode, bool slow); /* cpu->flat of a mode of the selected space */
+void flat_note_exec_fill(struct cpu *, gva_t gva, bool global);   /* an exec entry was filled */
 void flat_forget_spaces(struct cpu *); /* a page went in address spaces that are not selected now */
 /* Where the executable global page of gva lies, 0: not known. */
 hva_t flat_global_exec(struct cpu *, gva_t gva, unsigned am);

@@ -85,9 +85,9 @@ static int change_ac(struct cpu *cpu, bool set)
     if (cpu->s.mode == MODE_64) { /* nothing else depends on AC at CPL 0 */
         cpu->s.acc_mode = (cpu->s.cr4 & CR4_SMAP) && !set ? AM_SUPER : AM_SUPER_USER;
         tlb_select_access(cpu);
-    } else {
-        cpu_mode_changed(cpu);
+        return CPU_OK;
     }
+    cpu_mode_changed(cpu);
     return CPU_RESCAN;
 }
 

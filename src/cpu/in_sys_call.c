@@ -24,7 +24,7 @@ static int enter(struct cpu *cpu, struct segment cs, struct segment ss, uint64_t
     cpu->s.seg[SEG_CS] = cs;
     cpu->s.seg[SEG_SS] = ss;
     cpu->s.rip = rip;
-    cpu_mode_changed(cpu);
+    cpu_privilege_changed(cpu);
     return CPU_JUMP;
 }
 

@@ -39,6 +39,18 @@ bool vmx_mtf(const struct cpu *cpu)
     return cpu->vmx->exec & CPU_MONITOR_TRAP_FLAG;
 }
 
+void cpu_plain_changed(struct cpu *cpu)
+{
+    const struct vmx_unit *vmx = cpu->vmx;
+    const bool tsc = !(vmx->exec & CPU_RDTSC_EXITING) && !cpu->s.tsc_mult && !(cpu->s.cr4 & CR4_TSD);
+
+    cpu->plain[PLAIN_TSC] = tsc;
+    cpu->plain[PLAIN_TSCP] = tsc && vmx->exec2 & CPU2_ENABLE_RDTSCP;
+    cpu->plain[PLAIN_STI] = !vmx->window;
+    cpu->plain[PLAIN_PAUSE] = !(vmx->exec & CPU_PAUSE_EXITING) && !(vmx->exec2 & CPU2_PAUSE_LOOP_EXITING);
+    cpu->plain[PLAIN_FSGS] = !!(cpu->s.cr4 & CR4_FSGSBASE);
+}
+
 /* ---- instruction information ---- */
 
 /* The opcode behind prefixes: 0f, x, modrm. Decoding has accepted the bytes, so they are there. */

@@ -215,7 +215,33 @@ void cpu_mode_changed(struct cpu *cpu)
     s->fs_base_hot = s->seg[SEG_FS].base;
     s->gs_base_hot = s->seg[SEG_GS].base;
     cpu_step_changed(cpu);
+    cpu_plain_changed(cpu);
     tlb_select(cpu);
+}
+
+/* Control registers are as they were. What is left out is not looked at in 64-bit mode: seg_flat. */
+void cpu_privilege_changed(struct cpu *cpu)
+{
+    struct cpu_state *s = &cpu->s;
+    const uint32_t att = atomic_load_explicit(&cpu->attention, memory_order_relaxed);
+
+    if (unlikely(s->mode != MODE_64 || !(s->seg[SEG_CS].attr & AR_L))) {
+        cpu_mode_changed(cpu);
+        return;
+    }
+    s->cpl = (uint8_t)AR_DPL(s->seg[SEG_SS].attr);
+    s->insn_key &= ~KEY_CPL3;
+    if (s->cpl == 3) {
+        s->acc_mode = AM_USER;
+        s->insn_key |= KEY_CPL3;
+    } else {
+        s->acc_mode = (s->cr4 & CR4_SMAP) && !(s->rflags_sys & F_AC) ? AM_SUPER : AM_SUPER_USER;
+    }
+    s->fs_base_hot = s->seg[SEG_FS].base;
+    s->gs_base_hot = s->seg[SEG_GS].base;
+    if (unlikely((att & ATT_STEP) || (s->rflags_sys & (F_TF | F_RF)) || s->interruptibility))
+        cpu_step_changed(cpu);
+    tlb_select_access(cpu);
 }
 
 /* ---- reset ---- */

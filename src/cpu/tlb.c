@@ -256,6 +256,34 @@ static bool slow_mode(const struct cpu_state *s)
     return unlikely(s->cpl == 3 && (s->rflags_sys & F_AC) && (s->cr0 & CR0_AM));
 }
 
+/* Kept for STAC and CLAC, which are emitted: the views of CPL 0. */
+static void views_select(struct cpu *cpu)
+{
+    struct mem_unit *m = cpu->mem;
+
+    for (unsigned ac = 0; ac < 2; ac++) {
+        const enum acc_mode am = ac || !(cpu->s.cr4 & CR4_SMAP) ? AM_SUPER_USER : AM_SUPER;
+
+        cpu->view[ac] = (struct access_view){.acc_mode = am,
+                                             .tlb_tag = m->slow ? TLB_TAG_SLOW : tlb_real_tag(m, am),
+                                             .flat = flat_base(cpu, am, m->slow),
+                                             .tlb = &m->arrays[am * TLB_ARRAY]};
+    }
+}
+
+/* After space, access mode or slow mode: what the inline paths look at. */
+static void select_view(struct cpu *cpu)
+{
+    struct mem_unit *m = cpu->mem;
+    const enum acc_mode am = cpu->s.acc_mode;
+
+    cpu->tlb = &m->arrays[am * TLB_ARRAY];
+    cpu->tlb_tag = m->slow ? TLB_TAG_SLOW : tlb_real_tag(m, am);
+    cpu->flat = flat_base(cpu, am, m->slow);
+    if (am != AM_USER)
+        views_select(cpu);
+}
+
 void tlb_select(struct cpu *cpu)
 {
     struct mem_unit *m = cpu->mem;
@@ -285,19 +313,15 @@ void tlb_select(struct cpu *cpu)
     }
     sp->last_used = ++m->clock;
     m->slow = slow_mode(s);
-    cpu->tlb = &m->arrays[s->acc_mode * TLB_ARRAY];
-    cpu->tlb_tag = m->slow ? TLB_TAG_SLOW : tlb_real_tag(m, s->acc_mode);
-    flat_select(cpu, sp, sp->generation, (const uint64_t[]){key.eptp, key.ctl, key.vpid}, m->slow);
+    flat_select(cpu, sp, sp->generation, (const uint64_t[]){key.eptp, key.ctl, key.vpid});
+    select_view(cpu);
 }
 
-/* Only the access mode of the same address space changed. */
+/* Privilege or AC changed in the same address space. */
 void tlb_select_access(struct cpu *cpu)
 {
-    struct mem_unit *m = cpu->mem;
-
-    cpu->tlb = &m->arrays[cpu->s.acc_mode * TLB_ARRAY];
-    cpu->tlb_tag = m->slow ? TLB_TAG_SLOW : tlb_real_tag(m, cpu->s.acc_mode);
-    flat_select_access(cpu, m->slow);
+    cpu->mem->slow = slow_mode(&cpu->s);
+    select_view(cpu);
 }
 
 int mem_cpu_init(struct cpu *cpu)

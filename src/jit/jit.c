@@ -257,7 +257,7 @@ static void choose_salt(struct jit *j)
     struct cpu *cpu = j->cpu;
     const uint32_t key = cpu->s.insn_key;
     const uint64_t gen0 = key & KEY_CPL3 ? cpu->exec_gen[0] : 0, gen1 = cpu->exec_gen[1];
-    struct jit_salt *s = j->salt;
+    struct jit_salt **last = &j->salt[key & KEY_CPL3 ? 1 : 0], *s = *last;
 
     if (unlikely(!s || s->key != key || s->gen[0] != gen0 || s->gen[1] != gen1)) {
         for (s = j->salts; s < j->salts + JIT_SALTS; s++)
@@ -267,7 +267,7 @@ static void choose_salt(struct jit *j)
             s = &j->salts[j->salt_victim++ % JIT_SALTS];
             *s = (struct jit_salt){.gen = {gen0, gen1}, .key = key, .salt = ++j->next_salt << 7};
         }
-        j->salt = s;
+        *last = s;
     }
     cpu->s.hot_spare[HOT_SALT] = s->salt;
     cpu->s.hot_spare[HOT_JC] = (uint64_t)jc_base(j, s->salt);
@@ -319,15 +319,51 @@ static struct jit_block *next_block(struct jit *j, struct block **interpreted)
     return jb;
 }
 
+/* What an indirect branch to rip would find, for who knows mode and mappings only now. */
+static uint64_t remembered(struct jit *j)
+{
+    struct cpu_state *s = &j->cpu->s;
+    const struct jc_entry *e;
+
+    choose_salt(j);
+    e = &jc_base(j, s->hot_spare[HOT_SALT])[s->rip & (JC_SLOTS - 1)];
+    if (e->neg_rip + s->rip || e->neg_salt + s->hot_spare[HOT_SALT])
+        return 0;
+    s->hot_spare[HOT_PAGE] = e->page;
+    return e->code;
+}
+
+/* Only ATT_STEP: a shadow or RF is over after one instruction, which need not leave for the run loop. false: leave. */
+static bool step_over(struct jit *j)
+{
+    struct cpu *cpu = j->cpu;
+    uint32_t att = atomic_load_explicit(&cpu->attention, memory_order_relaxed);
+
+    for (unsigned n = 0; unlikely(att == ATT_STEP) && n < 2; n++) {
+        const int st = interp_one_step(cpu);
+
+        if (st == CPU_FAULT || st == CPU_VMEXIT) {
+            j->status = st;
+            return false;
+        }
+        att = atomic_load_explicit(&cpu->attention, memory_order_relaxed);
+    }
+    return likely(!att);
+}
+
 /* From a slow path: on in translated code, or 0 to leave to the run loop. */
 static uint64_t go_on(struct jit *j)
 {
     struct block *b;
     struct jit_block *jb;
+    uint64_t code;
 
     j->status = CPU_AGAIN;
-    if (atomic_load_explicit(&j->cpu->attention, memory_order_relaxed) || j->check)
+    if (unlikely(j->check) || !step_over(j))
         return 0;
+    code = remembered(j);
+    if (likely(code))
+        return code;
     jb = next_block(j, &b);
     if (!jb)
         return 0;
@@ -458,6 +494,10 @@ static uint64_t slow_insn(struct jit *j, const struct jit_desc *d)
         return go_on(j);
     }
     cpu->counters[CC_insns]--;
+    if (st == CPU_FAULT && likely(!j->check) && !atomic_load_explicit(&cpu->attention, memory_order_relaxed))
+        st = cpu_exception(cpu);
+    if (st == CPU_OK)
+        return go_on(j);
     j->status = st;
     return 0;
 }

@@ -107,8 +107,8 @@ struct jit {
     struct jit_page *pages[JIT_HASH];
     struct jc_entry *jc;
     uint64_t kills_seen, unverify_seen;
-    uint32_t heat;                           /* JIT_HEAT */
-    struct jit_salt salts[JIT_SALTS], *salt; /* the last: in force */
+    uint32_t heat;                              /* JIT_HEAT */
+    struct jit_salt salts[JIT_SALTS], *salt[2]; /* the last ones of supervisor and user code */
     uint64_t next_salt;
     unsigned salt_victim;
     int (*check)(struct jit *, const struct jit_block *); /* check mode (check.c): runs each block; nothing is linked */

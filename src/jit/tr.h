@@ -85,6 +85,9 @@ tr_fn tr_vec;
 /* ---- tr_bmi.c ---- */
 tr_fn tr_bmi, tr_rorx, tr_mulx, tr_adx, tr_crc32, tr_movbe, tr_movnti, tr_cmpxchg8b;
 
+/* ---- tr_sys.c ---- */
+tr_fn tr_cli, tr_sti, tr_ac, tr_direction, tr_swapgs, tr_rdtsc, tr_pause, tr_base;
+
 /* ---- the rest ---- */
 tr_fn tr_none;
 static inline bool tr_pinned(unsigned g)

@@ -664,8 +664,9 @@ static int cond_of(unsigned op)
         return n;
         CC(0, O)
         CC(1, NO)
-        CC(2, B) CC(3, NB) CC(4, Z) CC(5, NZ) CC(6, BE) CC(7, NBE) CC(8, S) CC(9, NS) CC(10, P) CC(11, NP) CC(12, L)
-            CC(13, NL) CC(14, LE) CC(15, NLE)
+        CC(2, B)
+        CC(3, NB) CC(4, Z) CC(5, NZ) CC(6, BE) CC(7, NBE) CC(8, S) CC(9, NS) CC(10, P) CC(11, NP) CC(12, L) CC(13, NL)
+            CC(14, LE) CC(15, NLE)
 #undef CC
                 default : return -1;
     }
@@ -893,14 +894,15 @@ static bool tr_pop(struct tr *t)
     const uint8_t sp = tr_host_reg[R_RSP];
     struct rm rm;
 
-    if (in->opsize == 2 || !is_reg(in, 0) || in->o[0].reg == R_RSP)
+    if (in->opsize == 2 || !is_reg(in, 0))
         return false;
     e_mov_load(&t->e, T0, rm_reg(sp));
     rm = tr_checked(t, 8, false, false);
     tr_site(t);
     e_mov_load(&t->e, tr_pinned(in->o[0].reg) ? tr_host_reg[in->o[0].reg] : T1, rm);
     out_reg(t, 0);
-    e_lea(&t->e, sp, rm_mem(sp, 8));
+    if (in->o[0].reg != R_RSP) /* else the value read wins */
+        e_lea(&t->e, sp, rm_mem(sp, 8));
     return true;
 }
 
@@ -926,45 +928,6 @@ static bool tr_pushf(struct tr *t)
     tr_site(t);
     e_mov_store(e, rm_mem(T0, 0), T1);
     push_done(t);
-    return true;
-}
-
-/* CPL 0, or the interpreter decides. */
-static void check_cpl0(struct tr *t)
-{
-    e_op(&t->e, 0, 1, 0xb6, T1, rm_cpu(CPU(s.cpl))); /* movzx ecx, byte */
-    e1(&t->e, 0xe3);                                 /* jrcxz over the jump */
-    e1(&t->e, 5);
-    tr_jmp_stub(t, tr_slow(t));
-}
-
-static bool tr_cli(struct tr *t)
-{
-    struct emit *e = &t->e;
-
-    if (t->in->pfx & PFX_LOCK)
-        return false;
-    check_cpl0(t);
-    e_mov_imm32(e, T0, (uint32_t)~F_IF); /* no flag above bit 31 */
-    e_mov_load(e, T1, rm_cpu(CPU(s.rflags_sys)));
-    e_pext(e, T1, T1, rm_reg(T0));
-    e_pdep(e, T1, T1, rm_reg(T0));
-    e_mov_store(e, rm_cpu(CPU(s.rflags_sys)), T1);
-    return true;
-}
-
-static bool tr_swapgs(struct tr *t)
-{
-    const struct rm base = rm_cpu(CPU(s.seg[SEG_GS].base)), other = rm_cpu(CPU(s.kernel_gs_base));
-
-    if (t->in->pfx & PFX_LOCK)
-        return false;
-    check_cpl0(t);
-    e_mov_load(&t->e, T0, base);
-    e_mov_load(&t->e, T1, other);
-    e_mov_store(&t->e, other, T0);
-    e_mov_store(&t->e, base, T1);
-    e_mov_store(&t->e, rm_cpu(CPU(s.gs_base_hot)), T1);
     return true;
 }
 
@@ -1082,5 +1045,17 @@ tr_fn *const tr_table[OP_COUNT] = {
     [OP_LEAVE] = tr_leave,
     [OP_PUSHFQ] = tr_pushf,
     [OP_CLI] = tr_cli,
+    [OP_STI] = tr_sti,
+    [OP_STAC] = tr_ac,
+    [OP_CLAC] = tr_ac,
+    [OP_CLD] = tr_direction,
+    [OP_STD] = tr_direction,
     [OP_SWAPGS] = tr_swapgs,
+    [OP_RDTSC] = tr_rdtsc,
+    [OP_RDTSCP] = tr_rdtsc,
+    [OP_PAUSE] = tr_pause,
+    [OP_RDFSBASE] = tr_base,
+    [OP_RDGSBASE] = tr_base,
+    [OP_WRFSBASE] = tr_base,
+    [OP_WRGSBASE] = tr_base,
 };
