@@ -647,6 +647,13 @@ struct block *code_successor(struct cpu *cpu, struct block *b, gva_t page_gva)
     return t;
 }
 
+struct block *code_peek(struct cpu *cpu, const struct block *near, hva_t hva)
+{
+    struct block *b = block_find(near->page, hva, near->key);
+
+    return b && b->n && !b->page2 && block_fresh(cpu, b) ? b : NULL;
+}
+
 /* ---- by bytes ---- */
 static struct insn *memo_slot(struct cpu *cpu, const uint8_t *bytes)
 {

@@ -107,6 +107,8 @@ insn_fn in_block_end; /* CPU_AGAIN: look up what follows */
 int code_lookup(struct cpu *, struct block **b);
 /* Successor of a block in its own page (64-bit mode): NULL if it is elsewhere, not there, or must be verified. */
 struct block *code_successor(struct cpu *, struct block *, gva_t page_gva);
+/* The decoded block at hva in near's page: fresh, not over its end. NULL: none. */
+struct block *code_peek(struct cpu *, const struct block *near, hva_t hva);
 /* Decode the instruction at rip by its bytes. CPU_OK: *in, valid until the next call. CPU_FAULT, CPU_VMEXIT, CPU_AGAIN.
  */
 int code_single(struct cpu *, const struct insn **in);

@@ -37,13 +37,11 @@ struct jit_block *jit_find(struct jit *j, hva_t hva, uint32_t key)
 /* ---- code that changes ---- */
 
 /* A dead block's entry leads to the dispatcher; nothing finds it any more. */
-static void block_drop(struct jit *j, struct jit_block *jb)
+static void drop_one(struct jit *j, struct jit_block *jb)
 {
     struct jit_block **link = &j->hash[hash_of(jb->hva, jb->key)];
     struct emit e = {.w = j->rw + jb->code, .bias = (uint64_t)(j->rx - j->rw)};
 
-    if (jb->dead)
-        return;
     while (*link && *link != jb)
         link = &(*link)->hash_next;
     if (*link)
@@ -53,6 +51,21 @@ static void block_drop(struct jit *j, struct jit_block *jb)
      */
     e_mov_imm32(&e, H_RCX, jb->exit_desc);
     e_jmp(&e, (uint64_t)(j->rx + j->slow));
+}
+
+/* With its unit: the others may jump into it, and keep no flags that it does not read. */
+static void block_drop(struct jit *j, struct jit_block *jb)
+{
+    for (; !jb->dead; jb = jb->unit_next)
+        drop_one(j, jb);
+}
+
+void jit_add(struct jit *j, struct jit_block *jb)
+{
+    struct jit_block **head = &j->hash[hash_of(jb->hva, jb->key)];
+
+    jb->hash_next = *head;
+    *head = jb;
 }
 
 static void drop_all(struct jit *j)
@@ -182,12 +195,7 @@ static struct jit_block *translate_now(struct jit *j, struct block *b, gva_t rip
         return NULL;
     }
     host_fpu_save(j->cpu);
-    jb = jit_translate(j, b, rip);
-    if (!jb)
-        return NULL;
-    jb->hash_next = j->hash[hash_of(jb->hva, key)];
-    j->hash[hash_of(jb->hva, key)] = jb;
-    return jb;
+    return jit_translate(j, b, rip);
 }
 
 /* false: it is not what memory holds any more. A block that is new leads to older ones of its page. */
@@ -639,10 +647,12 @@ int jit_run_alone(struct cpu *cpu, struct block *b)
     struct jit_block *jb;
 
     host_fpu_save(cpu);
+    j->alone = true;
     if (!(jb = jit_translate(j, b, cpu->s.rip))) {
         cache_reset(j);
         jb = jit_translate(j, b, cpu->s.rip);
     }
+    j->alone = false;
     hot_words(j);
     choose_salt(j);
     cpu->s.hot_spare[HOT_PAGE] = cpu->s.rip & PAGE_MASK;

@@ -22,7 +22,7 @@
 #include "emit.h"
 
 #define JIT_CACHE     (48u << 20) /* bytes of code */
-#define JIT_BLOCK_MAX 16384u      /* bytes that one block can need */
+#define JIT_BLOCK_MAX 131072u     /* bytes that one unit can need */
 #define JIT_DESCS     (1u << 20)
 #define JIT_HASH      (1u << 16)
 #define JIT_HEAT      3u /* times that a block is interpreted before it is translated; $ANYKVM_JIT_HEAT */
@@ -67,10 +67,14 @@ struct jit_block {
     struct block *b; /* may be freed once its death is in the kill ring: serial is what tells */
     uint64_t serial;
     hva_t hva;
-    uint32_t key;       /* insn_key, and KEY_UPPER */
-    uint32_t code;      /* offset of the entry */
-    uint32_t exit_desc; /* DESC_EXIT to itself: what a killed block's entry becomes */
-    bool dead, uses_fpu;
+    uint32_t key;  /* insn_key, and KEY_UPPER */
+    uint32_t code; /* offset of the entry */
+    uint32_t
+        inner; /* ... of what follows its look at the vector state: edges of its unit from blocks that had it live */
+    uint32_t live_out;           /* flags that hold behind it; the others nobody reads */
+    struct jit_block *unit_next; /* a ring: they die together */
+    uint32_t exit_desc;          /* DESC_EXIT to itself: what a killed block's entry becomes */
+    bool dead, uses_fpu, thunk;  /* thunk: the entry is not in front of inner */
     struct jit_page *page;
     struct jit_page *page2;     /* one instruction that ends there: a guard in front compares page and exec_gen */
     uint32_t guard, guard_page; /* offsets of what the guard compares with: 32 and 64 bits */
@@ -112,6 +116,7 @@ struct jit {
     uint64_t next_salt;
     unsigned salt_victim;
     int (*check)(struct jit *, const struct jit_block *); /* check mode (check.c): runs each block; nothing is linked */
+    bool alone;                                           /* jit_run_alone(): units of one block, which nothing finds */
     int status;                                           /* why translated code was left */
     uint64_t resets, translated_blocks, translated_bytes;
     bool count; /* ANYKVM_STAT: each block counts its instructions, a quarter of the time of short blocks */
@@ -138,7 +143,7 @@ extern const struct engine jit_engine;
 /* cache.c */
 static inline bool cache_full(const struct jit *j) /* no room for the next block for certain */
 {
-    return j->used > JIT_CACHE - JIT_BLOCK_MAX || j->ndesc > JIT_DESCS - 1024 || j->nsite > JIT_DESCS - 1024;
+    return j->used > JIT_CACHE - JIT_BLOCK_MAX || j->ndesc > JIT_DESCS - 2048 || j->nsite > JIT_DESCS - 2048;
 }
 int cache_init(struct jit *);
 void cache_destroy(struct jit *);
@@ -151,7 +156,9 @@ void slow_stat_remove(struct jit *);
 void link_cross(struct jit *, uint32_t patch, uint64_t gen, gva_t from, bool user, uint64_t target);
 void guard_set(struct jit *, const struct jit_block *, uint64_t gen, gva_t page); /* the guard in front lets it in */
 void patch_jump(struct jit *, uint32_t at, uint64_t target); /* jit.c: the 32-bit displacement at `at` */
-/* translate.c: NULL when the cache is full */
+/* translate.c: a block and what is translated with it; NULL when the cache is full. All of them are found from then on.
+ */
 struct jit_block *jit_translate(struct jit *, struct block *, gva_t rip);
+void jit_add(struct jit *, struct jit_block *); /* jit.c: it is found */
 
 #endif

@@ -25,7 +25,20 @@ struct tr_short { /* a jrcxz whose landing is not placed yet */
     struct tr_stub *stub;
 };
 
-#define TR_STUBS 256
+#define UNIT_BLOCKS 24u
+#define UNIT_INSNS  192u
+struct unit { /* blocks of one page, by address */
+    struct block *b[UNIT_BLOCKS];
+    unsigned n, insns;
+    uint32_t live_in[UNIT_BLOCKS], live_out[UNIT_BLOCKS];
+};
+struct tr_edge { /* a 32-bit displacement that leads to a block of the unit */
+    uint8_t *at;
+    uint8_t to;
+    bool inner;
+};
+
+#define TR_STUBS 1536
 struct tr {
     struct jit *j;
     struct emit e;
@@ -36,12 +49,18 @@ struct tr {
     uint32_t off, next_off; /* page offsets of it and of the one behind it */
     bool flags_live;        /* before it: checks must leave EFLAGS alone */
     uint8_t live[BLOCK_INSNS + 1];
-    uint8_t *insn_start;
+    uint8_t *last_entry; /* of the block before */
     struct tr_stub *insn_stub; /* this instruction's slow path, made on demand */
     struct tr_stub stub[TR_STUBS];
     unsigned nstub;
     struct tr_short shorts[64];
     unsigned nshorts;
+    struct unit unit;
+    struct jit_block *jbs[UNIT_BLOCKS];
+    unsigned cur; /* which of them */
+    struct tr_edge edge[4 * UNIT_BLOCKS];
+    unsigned nedge;
+    bool falls;  /* the block before runs into this one */
     bool ended; /* control flow never falls out of the last instruction */
 };
 
@@ -58,8 +77,10 @@ void tr_jrcxz_stub(struct tr *, struct tr_stub *); /* rcx == 0; flags untouched 
 /* Place what jrcxz waits for, if room more bytes would put it out of reach, or behind an unconditional jump. */
 void tr_islands(struct tr *, bool behind_jump, unsigned room);
 void tr_site(struct tr *); /* the next host instruction may fault: slow path is the fix-up */
-/* Go on at page + disp (a direct branch or the block's end): linked jumps. */
+/* Go on at page + disp: linked jumps; the same if a condition holds. */
 void tr_goto(struct tr *, int32_t disp);
+void tr_goto_if(struct tr *, unsigned cc, int32_t disp);
+void tr_goto_next(struct tr *); /* the block's end: behind it */
 /* Go on at the address in T0 (any value). */
 void tr_goto_reg(struct tr *);
 
@@ -77,6 +98,14 @@ struct rm tr_checked(struct tr *, unsigned size, bool write, bool keep_t1);
 bool tr_mem(struct tr *, unsigned size, bool write, struct rm *rm);
 /* operand n as a register or state word of the guest register */
 struct rm tr_reg_rm(unsigned guest_reg);
+
+/* ---- tr_int.c ---- */
+int tr_cond(unsigned op); /* the condition of Jcc, SETcc, CMOVcc; -1 for others */
+
+/* ---- unit.c ---- */
+void unit_collect(struct jit *, struct unit *, struct block *, uint32_t key);
+int unit_find(const struct unit *, int32_t off); /* by page offset; -1 */
+void unit_flags(struct unit *);
 
 /* ---- tr_vec.c: rows whose function is in_native ---- */
 bool tr_vec_wanted(const struct insn *, uint32_t key);

@@ -654,7 +654,7 @@ static bool tr_nop(struct tr *t)
 }
 
 /* ---- conditions ---- */
-static int cond_of(unsigned op)
+int tr_cond(unsigned op)
 {
     switch (op) {
 #define CC(n, name)     \
@@ -689,7 +689,7 @@ static bool tr_cmov(struct tr *t)
     dst = in_reg(t, 0);
     if (is_mem(in, 1))
         tr_site(t);
-    e_op(&t->e, ef(size), 1, 0x40 | cond_of(in->op), dst, rm);
+    e_op(&t->e, ef(size), 1, 0x40 | tr_cond(in->op), dst, rm);
     out_reg(t, 0);
     return true;
 }
@@ -707,7 +707,7 @@ static bool tr_setcc(struct tr *t)
     } else {
         return false;
     }
-    e_op(&t->e, EF_B8, 1, 0x90 | cond_of(in->op), 0, rm);
+    e_op(&t->e, EF_B8, 1, 0x90 | tr_cond(in->op), 0, rm);
     return true;
 }
 
@@ -723,16 +723,12 @@ static bool relative(const struct tr *t, int32_t *disp)
 
 static bool tr_jcc(struct tr *t)
 {
-    const struct insn *in = t->in;
     int32_t disp;
-    uint8_t *over;
 
     if (!relative(t, &disp))
         return false;
-    over = e_jcc_later(&t->e, cond_of(in->op) ^ 1);
-    tr_goto(t, disp);
-    e_fix32(&t->e, over, t->e.w);
-    tr_goto(t, t->next_off);
+    tr_goto_if(t, tr_cond(t->in->op), disp);
+    tr_goto_next(t);
     t->ended = true;
     return true;
 }

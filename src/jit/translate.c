@@ -142,40 +142,72 @@ static void place_stubs(struct tr *t, uint32_t first_site)
 
 /* ---- going on ---- */
 
-/* Attention ends chains of blocks: asked on every way back. near: the loop's head, when jrcxz may reach it. */
-static bool poll_backward(struct tr *t, int32_t disp, const struct jit_block *target)
+static void edge_at(struct tr *t, uint8_t *at, unsigned to)
+{
+    assert(t->nedge < sizeof(t->edge) / sizeof(t->edge[0]));
+    t->edge[t->nedge++] = (struct tr_edge){.at = at, .to = (uint8_t)to, .inner = t->jb->uses_fpu};
+}
+
+/* Where a displacement at `at` is to lead that waits for a link: the stub, until slow_exit() patches it. */
+static void link_at(struct tr *t, uint8_t *at, int32_t disp)
+{
+    struct tr_stub *s = tr_stub_new(t, tr_desc(t, DESC_EXIT, disp));
+
+    stub_from(s, at);
+    t->j->desc[s->desc].patch = offset(t, at);
+}
+
+/* The displacement at `at` leads to page + disp, in this page. */
+static void lead(struct tr *t, uint8_t *at, int32_t disp)
+{
+    const int to = t->j->check ? -1 : unit_find(&t->unit, disp);
+    const struct jit_block *other =
+        t->j->check || to >= 0 ? NULL : jit_find(t->j, (t->b->hva & PAGE_MASK) | disp, t->jb->key);
+
+    if (to >= 0)
+        edge_at(t, at, to);
+    else if (other)
+        e_fix32(&t->e, at, t->j->rw + other->code);
+    else
+        link_at(t, at, disp);
+}
+
+/* Attention ends chains of blocks: asked on every way back. */
+static void goto_backward(struct tr *t, int32_t disp)
 {
     struct tr_stub *s = tr_stub_new(t, tr_desc(t, DESC_POLL, disp));
-    const uint8_t *head = target ? t->j->rw + target->code : NULL;
+    const int to = t->j->check ? -1 : unit_find(&t->unit, disp);
 
+    if (to >= 0 && !t->unit.live_in[to]) {
+        e_op(&t->e, 0, 0, 0x83, 7, rm_cpu(CPU(attention))); /* cmp dword, 0 */
+        e1(&t->e, 0);
+        edge_at(t, e_jcc_later(&t->e, 4), to);
+        tr_jmp_stub(t, s);
+        return;
+    }
     e_mov_load32(&t->e, T1, rm_cpu(CPU(attention)));
     e1(&t->e, 0xe3);
-    if (head && head - (t->e.w + 1) >= -128) {
-        e1(&t->e, head - (t->e.w + 1));
-        tr_jmp_stub(t, s);
-        return true;
+    if (to >= 0 && to <= (int)t->cur) {
+        const struct jit_block *head = t->jbs[to];
+        const uint8_t *at = t->j->rw + (t->jb->uses_fpu ? head->inner : head->code);
+
+        if (at - (t->e.w + 1) >= -128) {
+            e1(&t->e, at - (t->e.w + 1));
+            tr_jmp_stub(t, s);
+            return;
+        }
     }
     e1(&t->e, 5);
     tr_jmp_stub(t, s);
-    return false;
+    lead(t, e_jmp_later(&t->e), disp);
 }
 
 static void goto_same_page(struct tr *t, int32_t disp)
 {
-    const hva_t hva = (t->b->hva & PAGE_MASK) | disp;
-    struct jit_block *target = t->j->check ? NULL : hva == t->jb->hva ? t->jb : jit_find(t->j, hva, t->jb->key);
-
-    if (disp <= (int32_t)t->off && poll_backward(t, disp, target))
-        return;
-    if (target) {
-        e_jmp(&t->e, (uint64_t)(t->j->rx + target->code));
-    } else {
-        struct tr_stub *s = tr_stub_new(t, tr_desc(t, DESC_EXIT, disp));
-        uint8_t *at = e_jmp_later(&t->e);
-
-        stub_from(s, at);
-        t->j->desc[s->desc].patch = offset(t, at);
-    }
+    if (disp <= (int32_t)t->off)
+        goto_backward(t, disp);
+    else
+        lead(t, e_jmp_later(&t->e), disp);
 }
 
 #define CROSS_PAGE (4 + 2 + 5)                  /* from the imm32: the page's update */
@@ -248,16 +280,44 @@ static void goto_second_page(struct tr *t, int32_t disp)
     t->j->desc[s->desc].patch = offset(t, at);
 }
 
+static bool in_page(int32_t disp)
+{
+    return disp >= 0 && disp < (int32_t)PAGE_SIZE;
+}
+
 void tr_goto(struct tr *t, int32_t disp)
 {
     tr_islands(t, false, 100);
     if (t->jb->page2 && disp >= (int32_t)PAGE_SIZE && disp < 2 * (int32_t)PAGE_SIZE)
         goto_second_page(t, disp);
-    else if (disp >= 0 && disp < (int32_t)PAGE_SIZE)
+    else if (in_page(disp))
         goto_same_page(t, disp);
     else
         goto_other_page(t, disp);
     tr_islands(t, true, 0);
+}
+
+void tr_goto_if(struct tr *t, unsigned cc, int32_t disp)
+{
+    uint8_t *over;
+
+    tr_islands(t, false, 110);
+    if (in_page(disp) && disp > (int32_t)t->off) {
+        lead(t, e_jcc_later(&t->e, cc), disp);
+        return;
+    }
+    over = e_jcc_later(&t->e, cc ^ 1);
+    tr_goto(t, disp);
+    e_fix32(&t->e, over, t->e.w);
+}
+
+void tr_goto_next(struct tr *t)
+{
+    const unsigned next = t->cur + 1;
+
+    t->falls = !t->j->check && next < t->unit.n && t->unit.b[next]->hva == t->b->hva + t->b->bytes;
+    if (!t->falls)
+        tr_goto(t, t->next_off);
 }
 
 void tr_goto_reg(struct tr *t)
@@ -297,10 +357,10 @@ void tr_goto_reg(struct tr *t)
 
 /* ---- flags ---- */
 
-/* live[i]: flags that instruction i or a later one reads before they are written, looking at the block alone. */
+/* live[i]: flags that instruction i or a later one reads before they are written. */
 static void flags_liveness(struct tr *t)
 {
-    uint64_t live = F_OSZAPC;
+    uint64_t live = t->jb->live_out;
 
     for (unsigned i = t->b->n; i--;) {
         const struct op_row *row = &op_rows[t->b->insn[i].op];
@@ -350,22 +410,48 @@ void guard_set(struct jit *j, const struct jit_block *jb, uint64_t gen, gva_t pa
         memcpy(j->rw + jb->guard, &neg, 4);
 }
 
-static void block_head(struct tr *t)
+/* Links and caches lead here whatever the vector state is. */
+static void fpu_check(struct tr *t)
+{
+    struct tr_stub *s = tr_stub_new(t, tr_desc(t, DESC_FPU, t->b->hva & ~PAGE_MASK));
+
+    e_op(&t->e, 0, 1, 0xb6, T1, rm_cpu(CPU(fpu_live))); /* movzx ecx, byte */
+    tr_jrcxz_stub(t, s);
+    t->j->desc[s->desc].resume = offset(t, t->e.w);
+}
+
+#define ENTRY_BYTES 10u /* what drop_one() writes */
+
+/* thunk: the entry is elsewhere (fpu_thunk()), for the block before runs into this one with the vector state live. */
+static void block_head(struct tr *t, bool thunk)
 {
     const int32_t count = CPU(counters) + 8 * CC_insns_translated;
 
-    if (t->jb->uses_fpu) { /* links and caches lead here whatever the vector state is */
-        struct tr_stub *s = tr_stub_new(t, tr_desc(t, DESC_FPU, t->off));
-
-        e_op(&t->e, 0, 1, 0xb6, T1, rm_cpu(CPU(fpu_live))); /* movzx ecx, byte */
-        tr_jrcxz_stub(t, s);
-        t->j->desc[s->desc].resume = offset(t, t->e.w);
+    if (!thunk) {
+        while (t->last_entry && t->e.w < t->last_entry + ENTRY_BYTES)
+            e1(&t->e, 0x90);
+        t->last_entry = t->e.w;
+        t->jb->code = offset(t, t->e.w);
+        if (t->jb->page2)
+            cross_guard(t);
+        t->jb->body = offset(t, t->e.w);
+        if (t->jb->uses_fpu)
+            fpu_check(t);
     }
+    t->jb->inner = offset(t, t->e.w);
     if (!t->j->count)
         return;
     e_mov_load(&t->e, T1, rm_cpu(count));
     e_lea(&t->e, T1, rm_mem(T1, t->b->n));
     e_mov_store(&t->e, rm_cpu(count), T1);
+}
+
+static void fpu_thunk(struct tr *t)
+{
+    t->jb->code = t->jb->body = offset(t, t->e.w);
+    fpu_check(t);
+    e_jmp(&t->e, (uint64_t)(t->j->rx + t->jb->inner));
+    tr_islands(t, true, 0);
 }
 
 /* The interpreter's function, called in line. */
@@ -433,13 +519,20 @@ static bool needs_fpu(const struct block *b)
     return false;
 }
 
-static void translate_insns(struct tr *t)
+static void translate_block(struct tr *t, unsigned n)
 {
+    bool thunk;
+
+    t->cur = n;
+    t->jb = t->jbs[n];
+    t->b = t->jb->b;
+    thunk = t->falls && t->jb->uses_fpu && t->jbs[n - 1]->uses_fpu;
+    t->falls = false;
+    flags_liveness(t);
     t->off = t->b->hva & ~PAGE_MASK;
-    if (t->jb->page2)
-        cross_guard(t);
-    t->jb->body = offset(t, t->e.w);
-    block_head(t);
+    t->i = 0;
+    t->jb->exit_desc = tr_desc(t, DESC_EXIT, t->off);
+    block_head(t, thunk);
     for (t->i = 0; t->i < t->b->n; t->i++) {
         t->in = &t->b->insn[t->i];
         t->next_off = t->off + t->in->len;
@@ -449,7 +542,23 @@ static void translate_insns(struct tr *t)
     }
     if (!t->ended) {
         t->i = t->b->n - 1;
-        tr_goto(t, t->next_off);
+        tr_goto_next(t);
+    }
+    t->jb->thunk = thunk;
+}
+
+static void place_edges(struct tr *t)
+{
+    for (unsigned i = 0; i < t->unit.n; i++) {
+        t->jb = t->jbs[i];
+        t->b = t->jb->b;
+        if (t->jb->thunk)
+            fpu_thunk(t);
+    }
+    for (unsigned i = 0; i < t->nedge; i++) {
+        const struct jit_block *to = t->jbs[t->edge[i].to];
+
+        e_fix32(&t->e, t->edge[i].at, t->j->rw + (t->edge[i].inner ? to->inner : to->code));
     }
 }
 
@@ -463,7 +572,6 @@ static struct jit_block *block_new(struct jit *j, struct block *b, uint32_t key)
                              .serial = b->serial,
                              .hva = b->hva,
                              .key = key,
-                             .code = j->used,
                              .uses_fpu = needs_fpu(b),
                              .page = page_of(j, b->hva & PAGE_MASK, b->page, key)};
     if (b->page2)
@@ -475,37 +583,68 @@ static struct jit_block *block_new(struct jit *j, struct block *b, uint32_t key)
     return jb;
 }
 
+static bool unit_begin(struct tr *t, struct jit *j, struct block *b, uint32_t key)
+{
+    struct unit *u = &t->unit;
+
+    memset(t, 0, offsetof(struct tr, stub));
+    t->nstub = t->nshorts = t->nedge = 0;
+    t->falls = false;
+    t->j = j;
+    t->e = (struct emit){.w = j->rw + j->used, .bias = (uint64_t)(j->rx - j->rw)};
+    unit_collect(j, u, b, key);
+    unit_flags(u);
+    for (unsigned i = 0; i < u->n; i++) {
+        t->jbs[i] = block_new(j, u->b[i], key);
+        if (!t->jbs[i]) {
+            while (i--)
+                free(t->jbs[i]);
+            return false;
+        }
+        t->jbs[i]->live_out = u->live_out[i];
+    }
+    for (unsigned i = 0; i < u->n; i++)
+        t->jbs[i]->unit_next = t->jbs[(i + 1) % u->n];
+    return true;
+}
+
+static void unit_publish(struct tr *t, gva_t rip)
+{
+    struct jit *j = t->j;
+
+    for (unsigned i = 0; i < t->unit.n; i++) {
+        struct jit_block *jb = t->jbs[i];
+
+        jb->page_next = jb->page->blocks;
+        jb->page->blocks = jb;
+        page_cover(jb->page, jb);
+        if (!j->alone)
+            jit_add(j, jb);
+        if (unlikely(j->map_fd >= 0))
+            dprintf(j->map_fd, "%lx %x guest_%lx_%u\n", (uint64_t)(j->rx + jb->inner),
+                    (i + 1 < t->unit.n ? t->jbs[i + 1]->inner : j->used) - jb->inner,
+                    (uint64_t)((rip & PAGE_MASK) | (jb->hva & ~PAGE_MASK)), jb->b->n);
+    }
+    j->translated_blocks += t->unit.n;
+    j->cpu->counters[CC_blocks_translated] += t->unit.n;
+}
+
 struct jit_block *jit_translate(struct jit *j, struct block *b, gva_t rip)
 {
     static _Thread_local struct tr tr;
     struct tr *t = &tr;
-    struct jit_block *jb;
-    const uint32_t first_site = j->nsite;
+    const uint32_t first_site = j->nsite, start = j->used;
 
-    if (cache_full(j))
+    if (cache_full(j) || !unit_begin(t, j, b, b->key | (rip >> 63 ? KEY_UPPER : 0)))
         return NULL;
-    jb = block_new(j, b, b->key | (rip >> 63 ? KEY_UPPER : 0));
-    if (!jb)
-        return NULL;
-    memset(t, 0, offsetof(struct tr, stub));
-    t->nstub = t->nshorts = 0;
-    t->j = j;
-    t->b = b;
-    t->jb = jb;
-    t->e = (struct emit){.w = j->rw + j->used, .bias = (uint64_t)(j->rx - j->rw)};
-    flags_liveness(t);
-    jb->exit_desc = tr_desc(t, DESC_EXIT, b->hva & ~PAGE_MASK);
-    translate_insns(t);
+    for (unsigned i = 0; i < t->unit.n; i++)
+        translate_block(t, i);
+    tr_islands(t, true, 0);
+    place_edges(t);
     place_stubs(t, first_site);
-    assert(t->e.w - (j->rw + jb->code) < (long)JIT_BLOCK_MAX);
+    assert(t->e.w - (j->rw + start) < (long)JIT_BLOCK_MAX);
     j->used = (offset(t, t->e.w) + 15) & ~15u;
-    j->translated_blocks++;
-    j->translated_bytes += j->used - jb->code;
-    j->cpu->counters[CC_blocks_translated]++;
-    jb->page_next = jb->page->blocks;
-    jb->page->blocks = jb;
-    page_cover(jb->page, jb);
-    if (unlikely(j->map_fd >= 0))
-        dprintf(j->map_fd, "%lx %x guest_%lx_%u\n", (uint64_t)(j->rx + jb->code), j->used - jb->code, rip, b->n);
-    return jb;
+    j->translated_bytes += j->used - start;
+    unit_publish(t, rip);
+    return t->jbs[unit_find(&t->unit, b->hva & ~PAGE_MASK)];
 }
