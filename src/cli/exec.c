@@ -15,22 +15,27 @@
 
 #define SHIM "libanykvm-shim.so"
 
-enum { OPT_ENGINE = 256, OPT_KVM_PARAMS, OPT_HELP };
+enum { OPT_ENGINE = 256, OPT_KVM_PARAMS, OPT_CPUID, OPT_HELP };
 
 static const struct option options[] = {
     {"engine", required_argument, NULL, OPT_ENGINE},
     {"kvm-params", required_argument, NULL, OPT_KVM_PARAMS},
+    {"cpuid", required_argument, NULL, OPT_CPUID},
     {"help", no_argument, NULL, OPT_HELP},
     {NULL, 0, NULL, 0},
 };
 
 static int usage(FILE *to)
 {
-    fputs("usage: anykvm exec [OPTIONS] [--] CLIENT [ARGS...]\n"
-          "  starts CLIENT (QEMU, kvmtool, ...), which finds a working /dev/kvm; the exit status is the client's\n"
-          "  --engine NAME      of the software processor: interp, jit (default: the best one)\n"
-          "  --kvm-params LIST  ept=0,vpid=0 ... as for ANYKVM_PARAMS\n",
-          to);
+    fputs(
+        "usage: anykvm exec [OPTIONS] [--] CLIENT [ARGS...]\n"
+        "  starts CLIENT (QEMU, kvmtool, ...), which finds a working /dev/kvm; the exit status is the client's\n"
+        "  --engine NAME      of the software processor: interp, jit (default: the best one)\n"
+        "  --kvm-params LIST  ept=0,vpid=0 ... as for ANYKVM_PARAMS\n"
+        "  --cpuid auto|on|off\n"
+        "                     CLIENT's own CPUID instructions show VMX or SVM (default auto: those of a program that\n"
+        "                     names /dev/kvm)\n",
+        to);
     return 2;
 }
 
@@ -143,6 +148,15 @@ static int add_params(const char *option, const char *list)
     return 0;
 }
 
+static int set_cpuid(const char *wish)
+{
+    if (strcmp(wish, "auto") && strcmp(wish, "on") && strcmp(wish, "off")) {
+        fprintf(stderr, "anykvm exec: --cpuid %s: it is auto, on or off\n", wish);
+        return 2;
+    }
+    return setenv("ANYKVM_CPUID", wish, 1) ? 1 : 0;
+}
+
 static int parse(int argc, char **argv)
 {
     char engine[64];
@@ -156,6 +170,9 @@ static int parse(int argc, char **argv)
             break;
         case OPT_KVM_PARAMS:
             r = add_params("--kvm-params", optarg);
+            break;
+        case OPT_CPUID:
+            r = set_cpuid(optarg);
             break;
         case OPT_HELP:
         case 'h':

@@ -6,8 +6,9 @@
 #include <stdlib.h>
 #include <string.h>
 
-#define KEPT 4
-static const char *const kept_names[KEPT] = {"LD_PRELOAD=", "ANYKVM_PARAMS=", "ANYKVM_TRACE=", "ANYKVM_TRACE_FILE="};
+#define KEPT 5
+static const char *const kept_names[KEPT] = {
+    "LD_PRELOAD=", "ANYKVM_PARAMS=", "ANYKVM_TRACE=", "ANYKVM_TRACE_FILE=", "ANYKVM_CPUID="};
 static const char *kept[KEPT];
 
 __attribute__((constructor)) static void keep(void)

@@ -21,6 +21,7 @@
 #include <sys/ioctl.h>
 #include <sys/mman.h>
 #include <sys/stat.h>
+#include <ucontext.h>
 #include <unistd.h>
 
 #define EXPORT __attribute__((visibility("default")))
@@ -35,14 +36,15 @@ int __fxstatat(int, int, const char *, struct stat *, int), __fxstatat64(int, in
 int __fcntl(int, int, ...), __close(int), __sigaction(int, const struct sigaction *, struct sigaction *);
 __sighandler_t __sysv_signal(int, __sighandler_t), bsd_signal(int, __sighandler_t);
 
-#define REAL_NAMES(X)                                                                                               \
-    X(mmap)                                                                                                         \
-    X(mmap64)                                                                                                       \
-    X(close) X(close_range) X(closefrom) X(dup) X(dup2) X(dup3) X(fcntl) X(fcntl64) X(ioctl) X(open) X(open64)      \
-        X(openat) X(openat64) X(__open_2) X(__open64_2) X(__openat_2) X(__openat64_2) X(access) X(eaccess)          \
-            X(faccessat) X(stat) X(stat64) X(lstat) X(lstat64) X(fstat) X(fstat64) X(fstatat) X(fstatat64) X(statx) \
-                X(__xstat) X(__xstat64) X(__lxstat) X(__lxstat64) X(__fxstatat) X(__fxstatat64) X(sigaction)        \
-                    X(pthread_sigmask) X(sigprocmask) X(execve) X(execvpe) X(posix_spawn) X(posix_spawnp)
+#define REAL_NAMES(X)                                                                                                  \
+    X(mmap)                                                                                                            \
+    X(mmap64)                                                                                                          \
+    X(close)                                                                                                           \
+    X(close_range) X(closefrom) X(dup) X(dup2) X(dup3) X(fcntl) X(fcntl64) X(ioctl) X(open) X(open64) X(openat)        \
+        X(openat64) X(__open_2) X(__open64_2) X(__openat_2) X(__openat64_2) X(access) X(eaccess) X(faccessat) X(stat)  \
+            X(stat64) X(lstat) X(lstat64) X(fstat) X(fstat64) X(fstatat) X(fstatat64) X(statx) X(__xstat) X(__xstat64) \
+                X(__lxstat) X(__lxstat64) X(__fxstatat) X(__fxstatat64) X(sigaction) X(pthread_sigmask) X(sigprocmask) \
+                    X(execve) X(execvpe) X(posix_spawn) X(posix_spawnp)
 
 enum real_name {
 #define X(name) REAL_##name,
@@ -61,5 +63,10 @@ static inline void *shim_function(enum real_name which)
 
 /* Does the path, seen from dirfd, name /dev/kvm? */
 bool shim_is_kvm(int dirfd, const char *path);
+
+/* ---- CPUID instructions of the client that we answer for (cpuid.c) ---- */
+bool shim_cpuid_active(void);
+bool shim_cpuid_answer(ucontext_t *); /* in a SIGILL handler: was it one of them? Then it has been executed. */
+void shim_claim_sigill(void);         /* SIGILL is ours from now on, and never blocked (signal.c) */
 
 #endif

@@ -38,6 +38,35 @@ static int system_sigaction(int sig, const struct sigaction *act, struct sigacti
     return synchronous(sig) ? anykvm_sigaction(sig, act, old) : REAL(sigaction)(sig, act, old);
 }
 
+/* SIGILL where CPUID instructions were replaced: stays installed whatever the client sets. */
+static void on_sigill(int sig, siginfo_t *si, void *uc)
+{
+    const struct sigaction *act = &client[sig][__atomic_load_n(&in_force[sig], __ATOMIC_ACQUIRE)];
+    struct sigaction dfl = {.sa_handler = SIG_DFL};
+
+    if (si->si_code > 0 && shim_cpuid_answer(uc))
+        return;
+    if (is_handler(act)) {
+        on_signal(sig, si, uc);
+    } else if (act->sa_handler == SIG_DFL || si->si_code > 0) {
+        system_sigaction(sig, &dfl, NULL); /* the instruction comes again, with its cause */
+        if (si->si_code <= 0)
+            raise(sig);
+    }
+}
+
+void shim_claim_sigill(void)
+{
+    struct sigaction act = {.sa_sigaction = on_sigill, .sa_flags = SA_SIGINFO | SA_NODEFER | SA_RESTART};
+    sigset_t ill;
+
+    sigemptyset(&act.sa_mask);
+    REAL(sigaction)(SIGILL, &act, NULL);
+    sigemptyset(&ill);
+    sigaddset(&ill, SIGILL);
+    REAL(pthread_sigmask)(SIG_UNBLOCK, &ill, NULL);
+}
+
 static bool vfork_child(void)
 {
     const pid_t pid = getpid();
@@ -75,6 +104,7 @@ static void init_fork(void)
 EXPORT int sigaction(int sig, const struct sigaction *act, struct sigaction *old)
 {
     static pthread_once_t once = PTHREAD_ONCE_INIT;
+    const bool claimed = sig == SIGILL && shim_cpuid_active();
     struct sigaction wrapped, before, earlier;
     sigset_t all, mask;
     int r;
@@ -86,20 +116,22 @@ EXPORT int sigaction(int sig, const struct sigaction *act, struct sigaction *old
     REAL(pthread_sigmask)(SIG_SETMASK, &all, &mask); /* a handler of ours that calls sigaction() finds no lock held */
     pthread_mutex_lock(&lock);
     earlier = client[sig][in_force[sig]];
-    if (act && is_handler(act)) {
+    if (act && (is_handler(act) || claimed)) {
         client[sig][!in_force[sig]] = *act;
         __atomic_store_n(&in_force[sig], !in_force[sig], __ATOMIC_RELEASE);
         wrapped = *act;
-        wrapped.sa_sigaction = on_signal;
+        wrapped.sa_sigaction = claimed ? on_sigill : on_signal;
         wrapped.sa_flags |= SA_SIGINFO;
+        if (claimed)
+            wrapped.sa_flags = (wrapped.sa_flags & ~SA_RESETHAND) | SA_NODEFER;
+        if (shim_cpuid_active())
+            sigdelset(&wrapped.sa_mask, SIGILL);
         r = system_sigaction(sig, &wrapped, &before);
     } else {
         r = system_sigaction(sig, act, &before);
     }
-    if (!r && before.sa_sigaction == on_signal) {
-        before.sa_sigaction = earlier.sa_sigaction;
-        before.sa_flags = (before.sa_flags & ~SA_SIGINFO) | (earlier.sa_flags & SA_SIGINFO);
-    }
+    if (!r && (before.sa_sigaction == on_signal || before.sa_sigaction == on_sigill))
+        before = earlier;
     pthread_mutex_unlock(&lock);
     REAL(pthread_sigmask)(SIG_SETMASK, &mask, NULL);
     if (!r && old)
@@ -146,9 +178,20 @@ EXPORT __sighandler_t sysv_signal(int sig, __sighandler_t handler)
     return set_handler(sig, handler, SA_RESETHAND | SA_NODEFER);
 }
 
+/* SIGILL stays open where CPUID instructions were replaced. */
+static const sigset_t *open_for_us(int how, const sigset_t *set, sigset_t *copy)
+{
+    if (!set || how == SIG_UNBLOCK || !shim_cpuid_active())
+        return set;
+    *copy = *set;
+    sigdelset(copy, SIGILL);
+    return copy;
+}
+
 EXPORT int pthread_sigmask(int how, const sigset_t *set, sigset_t *old)
 {
-    const int r = REAL(pthread_sigmask)(how, set, old);
+    sigset_t copy;
+    const int r = REAL(pthread_sigmask)(how, open_for_us(how, set, &copy), old);
 
     if (set)
         anykvm_sigmask_changed();
@@ -157,7 +200,8 @@ EXPORT int pthread_sigmask(int how, const sigset_t *set, sigset_t *old)
 
 EXPORT int sigprocmask(int how, const sigset_t *set, sigset_t *old)
 {
-    const int r = REAL(sigprocmask)(how, set, old);
+    sigset_t copy;
+    const int r = REAL(sigprocmask)(how, open_for_us(how, set, &copy), old);
 
     if (set)
         anykvm_sigmask_changed();

@@ -1,5 +1,5 @@
 #!/bin/sh
-# anykvm exec: exec.sh CLIENT STATIC: a client's status and arguments, messages for what cannot work.
+# anykvm exec: exec.sh CLIENT STATIC CPUID: a client's status and arguments, messages for what cannot work.
 set -u
 fail=0
 check() { # WHAT WANTED GOT
@@ -8,7 +8,15 @@ check() { # WHAT WANTED GOT
 for engine in interp jit; do
     "$ANYKVM" exec --engine $engine -- "$1"
     check "client on $engine" 0 $?
+    "$ANYKVM" exec --engine $engine -- "$3"
+    check "client that looks at its CPUID on $engine" 0 $?
 done
+if ! grep -qwE 'vmx|svm' /proc/cpuinfo; then
+    "$ANYKVM" exec --cpuid=off -- "$3" 2>/dev/null
+    check "client that looks at its CPUID, --cpuid=off" 2 $?
+fi
+"$ANYKVM" exec --cpuid=perhaps "$1" 2>/dev/null
+check "--cpuid=perhaps" 2 $?
 "$ANYKVM" exec "$1" status
 check "exit status" 37 $?
 check "arguments" "-a --engine x" "$("$ANYKVM" exec echo -a --engine x)"
