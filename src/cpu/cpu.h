@@ -64,6 +64,9 @@ uint64_t cpu_fpu_xcr0_mask(void); /* components that a guest may enable */
  * cached translations of the domain that reach it with access `what` are dropped before this returns; with ACC_EXEC
  * also the decoded code. Waits until every cpu in guest mode has passed a safepoint. Not to be called in guest mode. */
 void cpu_drop_host_range(struct cpu_domain *, hva_t hva, size_t size, unsigned what);
+/* memcpy between the client's memory and ours: 0, or -1 where it cannot be read or written. Outside of guest mode too;
+ * a thread that blocks SIGSEGV and is no vCPU's dies of a bad pointer. */
+int cpu_copy_user(void *dst, const void *src, size_t n);
 /* Every cpu that is in guest mode now has passed a safepoint when this returns. */
 void cpu_epoch_wait(struct cpu_domain *);
 /* Code that was decoded is compared with memory again before it next runs (KVM_RUN after EINTR, SET_REGS ...). */

@@ -74,6 +74,11 @@ fault:
     return -1;
 }
 
+int cpu_copy_user(void *dst, const void *src, size_t n)
+{
+    return host_copy(dst, src, n);
+}
+
 int host_set(void *dst, int byte, size_t n)
 {
     __asm__ volatile goto("1: rep stosb\n" HOST_EXTABLE("1b", "%l[fault]")

@@ -4,12 +4,10 @@
 #include <errno.h>
 #include <linux/futex.h>
 #include <pthread.h>
-#include <string.h>
 #include <sys/mman.h>
 #include <sys/prctl.h>
 #include <sys/resource.h>
 #include <sys/syscall.h>
-#include <sys/uio.h>
 #include <time.h>
 #include <unistd.h>
 
@@ -82,36 +80,6 @@ bool os_signal_pending(const sigset_t *blocked_in_run)
         if (sigismember(&pending, sig) == 1 && sigismember(blocked_in_run, sig) != 1)
             return true;
     return false;
-}
-
-/* A client's pointer may be anything; process_vm_readv() on ourselves fails where memcpy() would raise a signal. */
-static int copy_user(void *dst, const void *src, size_t n, bool from_user)
-{
-    struct iovec local = {.iov_base = from_user ? dst : (void *)src, .iov_len = n};
-    struct iovec user = {.iov_base = from_user ? (void *)src : dst, .iov_len = n};
-    const int saved = errno;
-    ssize_t r;
-
-    if (n == 0)
-        return 0;
-    r = from_user ? process_vm_readv(getpid(), &local, 1, &user, 1, 0)
-                  : process_vm_writev(getpid(), &local, 1, &user, 1, 0);
-    if (r < 0 && (errno == ENOSYS || errno == EPERM)) { /* seccomp or a kernel without it: trust the client */
-        memcpy(dst, src, n);
-        r = (ssize_t)n;
-    }
-    errno = saved;
-    return r == (ssize_t)n ? 0 : -EFAULT;
-}
-
-int os_copy_from_user(void *dst, const void *user, size_t n)
-{
-    return copy_user(dst, user, n, true);
-}
-
-int os_copy_to_user(void *user, const void *src, size_t n)
-{
-    return copy_user(user, src, n, false);
 }
 
 int os_memfd(const char *name, size_t size, bool cloexec)
