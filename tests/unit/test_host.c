@@ -182,8 +182,27 @@ static void child_blocked(void)
     _exit(host_current() ? 2 : 0);
 }
 
+/* A client's pointers may reach half a page into nothing. */
+static void child_copies(void)
+{
+    char *page = mmap(NULL, 8192, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0),
+         buf[16] = "0123456789abcde";
+
+    host_init();
+    munmap(page + 4096, 4096);
+    if (cpu_copy_user(page + 4080, buf, 16) || memcmp(page + 4080, buf, 16) || cpu_copy_user(buf, page + 4080, 16))
+        _exit(1);
+    if (cpu_copy_user(buf, page + 4081, 16) != -1 || cpu_copy_user(page + 4081, buf, 16) != -1)
+        _exit(2);
+    if (cpu_copy_user((void *)8, buf, 1) != -1 || cpu_copy_user(buf, NULL, 0))
+        _exit(3);
+    mprotect(page, 4096, PROT_READ);
+    _exit(cpu_copy_user(page, buf, 1) == -1 && !cpu_copy_user(buf, page, 1) ? 0 : 4);
+}
+
 static void faults_and_signals(void **state)
 {
+    assert_int_equal(status_of(child_copies), 0);
     assert_int_equal(status_of(child_mends), 0);
     assert_int_equal(status_of(child_truncated_file), 0);
     assert_int_equal(status_of(child_blocked), 0);

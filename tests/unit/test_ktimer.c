@@ -166,21 +166,6 @@ static void threads_arm_side_by_side(void **state)
     ktimer_thread_destroy(tt);
 }
 
-static void user_copies(void **state)
-{
-    char *page = os_alloc_pages(8192), buf[16] = "0123456789abcde";
-
-    os_free_pages(page + 4096, 4096);
-    assert_int_equal(os_copy_to_user(page + 4080, buf, 16), 0);
-    assert_memory_equal(page + 4080, buf, 16);
-    assert_int_equal(os_copy_from_user(buf, page + 4080, 16), 0);
-    assert_int_equal(os_copy_from_user(buf, page + 4081, 16), -14); /* half of it is not there */
-    assert_int_equal(os_copy_to_user(page + 4081, buf, 16), -14);
-    assert_int_equal(os_copy_to_user((void *)8, buf, 1), -14);
-    assert_int_equal(os_copy_from_user(buf, NULL, 0), 0);
-    os_free_pages(page, 4096);
-}
-
 static void pending_signals(void **state)
 {
     sigset_t usr1, run, old;
@@ -202,7 +187,7 @@ int main(void)
     const struct CMUnitTest tests[] = {
         cmocka_unit_test(deadlines_in_order), cmocka_unit_test(never_early_and_cancelled),
         cmocka_unit_test(cancel_races),       cmocka_unit_test(threads_arm_side_by_side),
-        cmocka_unit_test(user_copies),        cmocka_unit_test(pending_signals),
+        cmocka_unit_test(pending_signals),
     };
 
     return cmocka_run_group_tests(tests, NULL, NULL);
