@@ -131,8 +131,10 @@ int kvm_write_guest(struct kvm *kvm, gpa_t gpa, const void *data, size_t len)
 /* ---- the VM ---- */
 struct kvm *vm_new(int vcpus)
 {
+    static uint64_t counted[VM_STAT_COUNT];
     struct kvm *kvm = calloc(1, sizeof(*kvm));
 
+    kvm->stat = counted;
     pthread_mutex_init(&kvm->lock, NULL);
     pthread_mutex_init(&kvm->irq_lock, NULL);
     pthread_mutex_init(&kvm->bus_lock, NULL);
