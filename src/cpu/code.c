@@ -203,6 +203,12 @@ static void code_evict_all(struct code_pages *c)
     code_unlock(c);
 }
 
+static void code_evict(struct cpu *cpu)
+{
+    cpu->counters[CC_code_evictions]++;
+    code_evict_all(cpu->domain->code);
+}
+
 void code_ack(struct cpu *cpu)
 {
     struct code_unit *u = cpu->code;
@@ -327,8 +333,10 @@ static struct code_page *page_prepare(struct cpu *cpu, hva_t page)
     }
     if (p) {
         p->writes = 0;
-        if (p->drops > DROPS_TO_CHECK)
+        if (p->drops > DROPS_TO_CHECK && !p->selfcheck) {
             p->selfcheck = true;
+            cpu->counters[CC_selfchecks]++;
+        }
         if (p->state == PAGE_OPEN && !p->selfcheck)
             atomic_store(&p->state, PAGE_PENDING);
     }
@@ -469,7 +477,7 @@ static void make_begin(struct cpu *cpu)
 
     host_fpu_save(cpu);
     if (unlikely(c->bytes > CODE_LIMIT))
-        code_evict_all(c);
+        code_evict(cpu);
     code_reap(cpu, c);
 }
 
@@ -708,7 +716,7 @@ bool code_page_present(struct cpu_domain *d, hva_t page)
 }
 
 /* Blocks that the write overlaps die. A page whose blocks are gone, or that is written again and again, is opened. */
-static void page_written(struct code_pages *c, struct code_page *p, hva_t hva, unsigned size)
+static bool page_written(struct code_pages *c, struct code_page *p, hva_t hva, unsigned size)
 {
     p->write_seq++;
     p->writes++;
@@ -729,11 +737,12 @@ static void page_written(struct code_pages *c, struct code_page *p, hva_t hva, u
         }
     }
     if (p->nblocks && p->writes <= WRITES_TO_DROP)
-        return;
+        return false;
     page_kill_blocks(c, p);
     p->drops++;
     p->writes = 0;
     atomic_store(&p->state, PAGE_OPEN);
+    return true;
 }
 
 void code_written(struct cpu *cpu, hva_t hva, unsigned size)
@@ -745,7 +754,7 @@ void code_written(struct cpu *cpu, hva_t hva, unsigned size)
     code_lock(c);
     p = page_find(c, hva & PAGE_MASK);
     if (p && p->state != PAGE_OPEN)
-        page_written(c, p, hva, size);
+        cpu->counters[CC_page_drops] += page_written(c, p, hva, size);
     code_unlock(c);
 }
 

@@ -81,6 +81,7 @@ void cache_reset(struct jit *j)
     j->nsite = 0;
     memset(j->jc, 0, JC_BYTES);
     j->resets++;
+    j->cpu->counters[CC_cache_resets]++;
 }
 
 /* ---- trampolines ---- */
