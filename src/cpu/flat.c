@@ -109,6 +109,7 @@ static void log_clear(struct flat_unit *f, struct flat_log *log)
 
 static void exec_gen_global(struct cpu *cpu)
 {
+    cpu->counters[CC_exec_gens]++;
     cpu->exec_gen[0] = (cpu->flatu->next_gen += 128);
     cpu->exec_gen[1] = cpu->exec_gen[0];
     memset(cpu->flatu->spaces, 0, sizeof(cpu->flatu->spaces));
@@ -197,6 +198,7 @@ static void exec_gen_local(struct cpu *cpu)
 {
     struct flat_unit *f = cpu->flatu;
 
+    cpu->counters[CC_exec_gens]++;
     cpu->exec_gen[0] = (f->next_gen += 128);
     for (unsigned i = 0; i < ARRAY_SIZE(f->spaces); i++)
         if (f->spaces[i].space == f->space && f->spaces[i].generation == f->generation)

@@ -515,6 +515,7 @@ uint64_t jit_slow(struct cpu *cpu, uint32_t desc)
     struct jit *j = cpu->engine_data;
     const struct jit_desc *d = &j->desc[desc];
 
+    j->slow_kinds[d->kind]++;
     switch (d->kind) {
     case DESC_INSN:
         return slow_insn(j, d);

@@ -37,6 +37,7 @@ enum desc_kind {
     DESC_ENTER, /* the guard of a block over a page's end: look where the second page lies now, go on behind the guard
                  */
     DESC_POLL,  /* attention: go on at page + disp after a safepoint */
+    DESC_KINDS
 };
 
 struct jit_desc {
@@ -121,6 +122,7 @@ struct jit {
     uint64_t resets, translated_blocks, translated_bytes;
     bool count; /* ANYKVM_STAT: each block counts its instructions, a quarter of the time of short blocks */
     int map_fd; /* ANYKVM_JIT_MAP=FILE: a line a block (host address, size, guest address) for profiles; -1: none */
+    uint64_t slow_kinds[DESC_KINDS]; /* ... by kind of descriptor */
     uint64_t slow_ops[OP_COUNT]; /* slow paths by row (slow_stat.c) */
     struct jit *next_live;
 };

@@ -10,22 +10,38 @@
 
 static pthread_mutex_t lock = PTHREAD_MUTEX_INITIALIZER;
 static struct jit *live;
+static const char *const kind_names[DESC_KINDS] = {
+    [DESC_INSN] = "an instruction by the interpreter",
+    [DESC_EXIT] = "jump inside of a page, not linked",
+    [DESC_CROSS] = "jump to another page, not linked",
+    [DESC_RIP] = "indirect branch, not in the cache",
+    [DESC_FPU] = "vector state not live",
+    [DESC_ENTER] = "instruction over a page's end, guard",
+    [DESC_POLL] = "attention",
+};
+static uint64_t gone_kinds[DESC_KINDS];
 static uint64_t gone[OP_COUNT]; /* counted by cpus that no longer exist */
 
 static void print(void)
 {
-    uint64_t sum[OP_COUNT], all = 0;
+    uint64_t sum[OP_COUNT], kinds[DESC_KINDS], all = 0;
 
     pthread_mutex_lock(&lock);
     memcpy(sum, gone, sizeof(sum));
-    for (const struct jit *j = live; j; j = j->next_live) /* the process ends: other threads may still count */
+    memcpy(kinds, gone_kinds, sizeof(kinds));
+    for (const struct jit *j = live; j; j = j->next_live) { /* the process ends: other threads may still count */
+        for (unsigned k = 0; k < DESC_KINDS; k++)
+            kinds[k] += j->slow_kinds[k];
         for (unsigned op = 0; op < OP_COUNT; op++)
             sum[op] += j->slow_ops[op];
+    }
     pthread_mutex_unlock(&lock);
     for (unsigned op = 0; op < OP_COUNT; op++)
         all += sum[op];
     if (all)
         fprintf(stderr, "slow paths of translated code: %llu\n", (unsigned long long)all);
+    for (unsigned k = 0; k < DESC_KINDS && all; k++)
+        fprintf(stderr, "  %-40s %20llu\n", kind_names[k], (unsigned long long)kinds[k]);
     for (unsigned n = 0; n < TOP && all; n++) {
         unsigned most = 0;
 
@@ -69,5 +85,7 @@ void slow_stat_remove(struct jit *j)
         *link = j->next_live;
     for (unsigned op = 0; op < OP_COUNT; op++)
         gone[op] += j->slow_ops[op];
+    for (unsigned k = 0; k < DESC_KINDS; k++)
+        gone_kinds[k] += j->slow_kinds[k];
     pthread_mutex_unlock(&lock);
 }
