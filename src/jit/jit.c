@@ -36,21 +36,41 @@ struct jit_block *jit_find(struct jit *j, hva_t hva, uint32_t key)
 
 /* ---- code that changes ---- */
 
-/* A dead block's entry leads to the dispatcher; nothing finds it any more. */
+/* A dead block's entry leads to the dispatcher. Ten bytes (ENTRY_BYTES); who is inside is past them. */
+static void entry_close(struct jit *j, const struct jit_block *jb)
+{
+    struct emit e = {.w = j->rw + jb->code, .bias = (uint64_t)(j->rx - j->rw)};
+
+    e_mov_imm32(&e, H_RCX, jb->exit_desc);
+    e_jmp(&e, (uint64_t)(j->rx + j->slow));
+}
+
+/* Links to a dead block stay: its entry leads on to the block that was made anew from the same place. */
+static void entry_forward(struct jit *j, struct jit_block *dead, struct jit_block *jb)
+{
+    struct emit e = {.w = j->rw + dead->code, .bias = (uint64_t)(j->rx - j->rw)};
+
+    if (dead->hva != jb->hva || dead->key != jb->key)
+        return;
+    dead->forward_next = jb->forwards;
+    jb->forwards = dead;
+    e_jmp(&e, code_address(j, jb));
+}
+
+/* Nothing finds it any more. */
 static void drop_one(struct jit *j, struct jit_block *jb)
 {
     struct jit_block **link = &j->hash[hash_of(jb->hva, jb->key)];
-    struct emit e = {.w = j->rw + jb->code, .bias = (uint64_t)(j->rx - j->rw)};
 
     while (*link && *link != jb)
         link = &(*link)->hash_next;
     if (*link)
         *link = jb->hash_next;
     jb->dead = true;
-    /* ten bytes: blocks are 16 bytes apart or more, and jumps lead to its first byte only; who is inside is past them
-     */
-    e_mov_imm32(&e, H_RCX, jb->exit_desc);
-    e_jmp(&e, (uint64_t)(j->rx + j->slow));
+    entry_close(j, jb);
+    for (struct jit_block *d = jb->forwards; d; d = d->forward_next)
+        entry_close(j, d);
+    jb->forwards = NULL;
 }
 
 /* With its unit: the others may jump into it, and keep no flags that it does not read. */
@@ -440,6 +460,8 @@ static uint64_t slow_exit(struct jit *j, const struct jit_desc *d)
     jb = next_block(j, &b);
     if (!jb)
         return 0;
+    if (j->resets == resets && unlikely(desc.jb->dead) && d == &j->desc[desc.jb->exit_desc])
+        entry_forward(j, desc.jb, jb);
     if (desc.patch && j->resets == resets && !desc.jb->dead && jb->key == desc.jb->key) {
         if (desc.kind == DESC_CROSS) /* the guard of goto_other_page() */
             link_cross(j, desc.patch, cpu->exec_gen[jb->key & KEY_UPPER ? 1 : 0], from, jb->key & KEY_CPL3,

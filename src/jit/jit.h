@@ -80,6 +80,7 @@ struct jit_block {
     struct jit_page *page2;     /* one instruction that ends there: a guard in front compares page and exec_gen */
     uint32_t guard, guard_page; /* offsets of what the guard compares with: 32 and 64 bits */
     uint32_t body;              /* offset of what is behind the guard; code where there is none */
+    struct jit_block *forwards, *forward_next; /* dead blocks whose entries lead here, a list */
     struct jit_block *page_next, *hash_next;
 };
 #define KEY_UPPER 0x80000000u /* translated for the upper half of the address space */
@@ -123,7 +124,7 @@ struct jit {
     bool count; /* ANYKVM_STAT: each block counts its instructions, a quarter of the time of short blocks */
     int map_fd; /* ANYKVM_JIT_MAP=FILE: a line a block (host address, size, guest address) for profiles; -1: none */
     uint64_t slow_kinds[DESC_KINDS]; /* ... by kind of descriptor */
-    uint64_t slow_ops[OP_COUNT]; /* slow paths by row (slow_stat.c) */
+    uint64_t slow_ops[OP_COUNT];     /* slow paths by row (slow_stat.c) */
     struct jit *next_live;
 };
 
