@@ -152,11 +152,18 @@ static bool all_have_seen(const struct code_pages *c)
     return true;
 }
 
-static void free_chains(struct block *b, struct code_page *p)
+static void block_free(struct code_pages *c, struct block *b)
+{
+    code_lock(c);
+    pool_free(&c->pool, b, b->size);
+    code_unlock(c);
+}
+
+static void free_chains(struct code_pages *c, struct block *b, struct code_page *p)
 {
     while (b) {
         struct block *next = b->next;
-        free(b);
+        block_free(c, b);
         b = next;
     }
     while (p) {
@@ -191,7 +198,7 @@ static void code_reap(struct cpu *cpu, struct code_pages *c)
                 cpu_attend(c->cpus[i], ATT_UNVERIFY);
     }
     code_unlock(c);
-    free_chains(b, p);
+    free_chains(c, b, p);
 }
 
 static void code_evict_all(struct code_pages *c)
@@ -383,12 +390,15 @@ static unsigned decode_block(struct cpu *cpu, const uint8_t *buf, unsigned len, 
     return n;
 }
 
-static struct block *block_alloc(struct code_page *p, uint32_t key, const struct insn *insns, unsigned n,
-                                 const uint8_t *src, unsigned bytes)
+static struct block *block_alloc(struct code_pages *c, struct code_page *p, uint32_t key, const struct insn *insns,
+                                 unsigned n, const uint8_t *src, unsigned bytes)
 {
     const size_t size = sizeof(struct block) + (n + 1) * sizeof(struct insn) + bytes;
-    struct block *b = aligned_alloc(64, (size + 63) & ~63ull);
+    struct block *b;
 
+    code_lock(c);
+    b = pool_alloc(&c->pool, size);
+    code_unlock(c);
     if (!b)
         return NULL;
     memset(b, 0, sizeof(*b));
@@ -500,7 +510,7 @@ static enum made block_make(struct cpu *cpu, hva_t hva, uint32_t key, struct blo
     n = decode_block(cpu, buf, len, src.p->selfcheck, insns, &bytes);
     if (!n && cpu->s.mode == MODE_64)
         return MADE_CROSSES;
-    b = block_alloc(src.p, key, insns, n, buf, bytes);
+    b = block_alloc(cpu->domain->code, src.p, key, insns, n, buf, bytes);
     if (!b)
         return MADE_FAILED;
     b->verified = src.stamp;
@@ -509,7 +519,7 @@ static enum made block_make(struct cpu *cpu, hva_t hva, uint32_t key, struct blo
         *found = b;
         return MADE;
     }
-    free(b);
+    block_free(cpu->domain->code, b);
     return MADE_AGAIN;
 }
 
@@ -530,7 +540,7 @@ static enum made cross_make(struct cpu *cpu, hva_t hva, hva_t hva2, uint32_t key
         insn_decode(buf, sizeof(buf), MODE_64, &in) || in.len <= room)
         return MADE_FAILED;
     cpu->counters[CC_insns_decoded]++;
-    b = block_alloc(first.p, key, &in, 1, buf, in.len);
+    b = block_alloc(cpu->domain->code, first.p, key, &in, 1, buf, in.len);
     if (!b)
         return MADE_FAILED;
     b->verified = first.stamp;
@@ -540,7 +550,7 @@ static enum made cross_make(struct cpu *cpu, hva_t hva, hva_t hva2, uint32_t key
         *found = b;
         return MADE;
     }
-    free(b);
+    block_free(cpu->domain->code, b);
     return MADE_AGAIN;
 }
 
@@ -805,8 +815,9 @@ void code_domain_destroy(struct cpu_domain *d)
     if (!d->code)
         return;
     code_evict_all(d->code);
-    free_chains(d->code->dead, d->code->dead_pages);
-    free_chains(d->code->waiting, d->code->waiting_pages);
+    free_chains(d->code, d->code->dead, d->code->dead_pages);
+    free_chains(d->code, d->code->waiting, d->code->waiting_pages);
+    pool_destroy(&d->code->pool);
     free(d->code);
     d->code = NULL;
 }

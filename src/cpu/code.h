@@ -22,6 +22,7 @@
 #define CPU_CODE_H
 
 #include "in_int.h"
+#include "pool.h"
 
 #define BLOCK_INSNS    32u
 #define CODE_LIMIT     (48ull << 20) /* bytes of blocks and pages; at most about the same again waits to be freed */
@@ -93,6 +94,7 @@ struct code_pages {
     uint64_t serial;          /* of the last block */
     _Atomic uint64_t reclaim; /* grows with each request to let go of dead blocks */
     uint64_t bytes, dead_bytes;
+    struct pool pool;             /* of blocks */
     struct block *dead, *waiting; /* linked by next; waiting: until all cpus have seen reclaim */
     struct code_page *dead_pages, *waiting_pages;
     struct cpu *cpus[CPU_MAX];

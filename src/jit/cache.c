@@ -7,16 +7,17 @@
 #include <sys/mman.h>
 #include <unistd.h>
 
+#define POPULATE (256u << 10)
+_Static_assert(POPULATE >= JIT_BLOCK_MAX && JIT_CACHE % POPULATE == 0, "cache_populate: once a block is enough");
+
 int cache_init(struct jit *j)
 {
     const int fd = memfd_create("anykvm-jit", MFD_CLOEXEC);
 
-    j->desc = mmap(NULL, JIT_DESCS * sizeof(*j->desc), PROT_READ | PROT_WRITE,
-                   MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
-    j->site = mmap(NULL, JIT_DESCS * sizeof(*j->site), PROT_READ | PROT_WRITE,
-                   MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
-    j->jc = mmap(NULL, JC_BYTES, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
-    if (fd < 0 || ftruncate(fd, JIT_CACHE) < 0 || j->desc == MAP_FAILED || j->site == MAP_FAILED || j->jc == MAP_FAILED)
+    j->desc = pool_map(JIT_DESCS * sizeof(*j->desc));
+    j->site = pool_map(JIT_DESCS * sizeof(*j->site));
+    j->jc = pool_map(JC_BYTES);
+    if (fd < 0 || ftruncate(fd, JIT_CACHE) < 0 || !j->desc || !j->site || !j->jc)
         return -1;
     j->rw = mmap(NULL, JIT_CACHE, PROT_READ | PROT_WRITE, MAP_SHARED | MAP_NORESERVE, fd, 0);
     j->rx = mmap(NULL, JIT_CACHE, PROT_READ | PROT_EXEC, MAP_SHARED | MAP_NORESERVE, fd, 0);
@@ -34,37 +35,29 @@ int cache_init(struct jit *j)
     return 0;
 }
 
-static void free_chain(struct jit_block *b)
+/* Pages of a file are made one by one, at a fault for each of the two mappings: in runs they cost a fraction. */
+void cache_populate(struct jit *j)
 {
-    while (b) {
-        struct jit_block *next = b->page_next;
-
-        free(b);
-        b = next;
-    }
+    if (likely(j->used + JIT_BLOCK_MAX <= j->populated) || j->populated == JIT_CACHE)
+        return;
+    madvise(j->rw + j->populated, POPULATE, MADV_POPULATE_WRITE);
+    madvise(j->rx + j->populated, POPULATE, MADV_POPULATE_READ);
+    j->populated += POPULATE;
 }
 
-static void free_blocks(struct jit *j)
+static void forget_blocks(struct jit *j)
 {
-    for (unsigned i = 0; i < JIT_HASH; i++) {
-        while (j->pages[i]) {
-            struct jit_page *p = j->pages[i];
-
-            j->pages[i] = p->next;
-            free_chain(p->blocks);
-            free_chain(p->dead);
-            free(p);
-        }
-        j->hash[i] = NULL;
-    }
+    memset(j->hash, 0, sizeof(j->hash));
+    memset(j->pages, 0, sizeof(j->pages));
+    pool_reset(&j->pool);
 }
 
 void cache_destroy(struct jit *j)
 {
-    free_blocks(j);
-    munmap(j->desc, JIT_DESCS * sizeof(*j->desc));
-    munmap(j->site, JIT_DESCS * sizeof(*j->site));
-    munmap(j->jc, JC_BYTES);
+    pool_destroy(&j->pool);
+    pool_unmap(j->desc, JIT_DESCS * sizeof(*j->desc));
+    pool_unmap(j->site, JIT_DESCS * sizeof(*j->site));
+    pool_unmap(j->jc, JC_BYTES);
     munmap(j->rw, JIT_CACHE);
     munmap(j->rx, JIT_CACHE);
     if (j->map_fd >= 0)
@@ -75,7 +68,7 @@ void cache_destroy(struct jit *j)
 void cache_reset(struct jit *j)
 {
     host_fpu_save(j->cpu);
-    free_blocks(j);
+    forget_blocks(j);
     j->used = j->base;
     j->ndesc = 1;
     j->nsite = 0;

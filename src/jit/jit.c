@@ -562,10 +562,10 @@ uint64_t jit_slow(struct cpu *cpu, uint32_t desc)
 static int jit_init(struct cpu *cpu)
 {
     const char *heat = getenv("ANYKVM_JIT_HEAT"); /* 0: tests have each block's first execution translated */
-    struct jit *j = calloc(1, sizeof(*j));
+    struct jit *j = pool_map(sizeof(*j));
 
     if (!j || flat_init(cpu) < 0) {
-        free(j);
+        pool_unmap(j, sizeof(*j));
         return -1;
     }
     j->cpu = cpu;
@@ -586,7 +586,7 @@ static void jit_destroy(struct cpu *cpu)
     slow_stat_remove(j);
     cache_destroy(j);
     flat_destroy(cpu);
-    free(j);
+    pool_unmap(j, sizeof(*j));
     cpu->engine_data = NULL;
 }
 

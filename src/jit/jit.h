@@ -111,6 +111,8 @@ struct jit {
     uint32_t nsite;
     struct jit_block *hash[JIT_HASH];
     struct jit_page *pages[JIT_HASH];
+    struct pool pool; /* of blocks and pages: all of them go at a reset */
+    uint32_t populated;
     struct jc_entry *jc;
     uint64_t kills_seen, unverify_seen;
     uint32_t heat;                              /* JIT_HEAT */
@@ -152,6 +154,7 @@ int cache_init(struct jit *);
 void cache_destroy(struct jit *);
 void cache_reset(struct jit *);
 void cache_trampolines(struct jit *);
+void cache_populate(struct jit *); /* memory for the next block is there */
 /* slow_stat.c */
 void slow_stat_add(struct jit *);
 void slow_stat_remove(struct jit *);

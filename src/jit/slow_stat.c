@@ -5,6 +5,7 @@
 #include <pthread.h>
 #include <stdio.h>
 #include <stdlib.h>
+#include <unistd.h>
 
 #define TOP 20
 
@@ -20,12 +21,15 @@ static const char *const kind_names[DESC_KINDS] = {
     [DESC_POLL] = "attention",
 };
 static uint64_t gone_kinds[DESC_KINDS];
+static pid_t owner;             /* a fork's child has none of this memory */
 static uint64_t gone[OP_COUNT]; /* counted by cpus that no longer exist */
 
 static void print(void)
 {
     uint64_t sum[OP_COUNT], kinds[DESC_KINDS], all = 0;
 
+    if (getpid() != owner)
+        return;
     pthread_mutex_lock(&lock);
     memcpy(sum, gone, sizeof(sum));
     memcpy(kinds, gone_kinds, sizeof(kinds));
@@ -59,6 +63,7 @@ static void init_once(void)
 {
     const char *wish = getenv("ANYKVM_STAT");
 
+    owner = getpid();
     if (wish && *wish && strcmp(wish, "0"))
         atexit(print);
 }

@@ -500,8 +500,9 @@ static struct jit_page *page_of(struct jit *j, hva_t page, const struct code_pag
         p = p->next;
     if (p)
         return p;
-    p = calloc(1, sizeof(*p));
+    p = pool_alloc(&j->pool, sizeof(*p));
     if (p) {
+        memset(p, 0, offsetof(struct jit_page, copy));
         p->hva = page;
         p->key = key;
         p->stamp = code_stamp(j->cpu, code);
@@ -564,7 +565,7 @@ static void place_edges(struct tr *t)
 
 static struct jit_block *block_new(struct jit *j, struct block *b, uint32_t key)
 {
-    struct jit_block *jb = calloc(1, sizeof(*jb));
+    struct jit_block *jb = pool_alloc(&j->pool, sizeof(*jb));
 
     if (!jb)
         return NULL;
@@ -577,7 +578,7 @@ static struct jit_block *block_new(struct jit *j, struct block *b, uint32_t key)
     if (b->page2)
         jb->page2 = page_of(j, b->page2->hva, b->page2, key);
     if (!jb->page || (b->page2 && !jb->page2)) {
-        free(jb);
+        pool_free(&j->pool, jb, sizeof(*jb));
         return NULL;
     }
     return jb;
@@ -598,7 +599,7 @@ static bool unit_begin(struct tr *t, struct jit *j, struct block *b, uint32_t ke
         t->jbs[i] = block_new(j, u->b[i], key);
         if (!t->jbs[i]) {
             while (i--)
-                free(t->jbs[i]);
+                pool_free(&j->pool, t->jbs[i], sizeof(*t->jbs[i]));
             return false;
         }
         t->jbs[i]->live_out = u->live_out[i];
@@ -635,6 +636,7 @@ struct jit_block *jit_translate(struct jit *j, struct block *b, gva_t rip)
     struct tr *t = &tr;
     const uint32_t first_site = j->nsite, start = j->used;
 
+    cache_populate(j);
     if (cache_full(j) || !unit_begin(t, j, b, b->key | (rip >> 63 ? KEY_UPPER : 0)))
         return NULL;
     for (unsigned i = 0; i < t->unit.n; i++)

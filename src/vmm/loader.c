@@ -7,8 +7,14 @@
 #include <fcntl.h>
 #include <stdlib.h>
 #include <string.h>
+#include <sys/mman.h>
 #include <sys/stat.h>
 #include <unistd.h>
+
+void free_file(void *data, size_t size)
+{
+    munmap(data, size);
+}
 
 void *read_file(const char *path, const char *option, size_t *size)
 {
@@ -28,14 +34,18 @@ void *read_file(const char *path, const char *option, size_t *size)
         close(fd);
         return NULL;
     }
-    data = malloc(st.st_size);
+    data = mmap(NULL, st.st_size, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
+    if (data == MAP_FAILED)
+        data = NULL;
+    else
+        madvise(data, st.st_size, MADV_HUGEPAGE);
     while (data && got < (size_t)st.st_size) {
         ssize_t n = read(fd, data + got, st.st_size - got);
         if (n < 0 && errno == EINTR)
             continue;
         if (n <= 0) {
             vmm_error("%s %s: %s", option, path, n < 0 ? strerror(errno) : "became shorter while it was read");
-            free(data);
+            free_file(data, st.st_size);
             close(fd);
             return NULL;
         }
@@ -62,7 +72,7 @@ int load_initrd(struct machine *m, uint64_t limit, uint64_t kernel_end, uint64_t
     if (!data)
         return -1;
     if (n > top || ((top - n) & ~0xfffull) < kernel_end) {
-        free(data);
+        free_file(data, n);
         return vmm_error("--initrd %s: %llu MiB does not fit beside the kernel in %llu MiB of RAM; use -m %lluM", path,
                          (unsigned long long)((n + MiB - 1) / MiB), (unsigned long long)(m->config.ram_size / MiB),
                          (unsigned long long)((kernel_end + n) / MiB + 64));
@@ -71,7 +81,7 @@ int load_initrd(struct machine *m, uint64_t limit, uint64_t kernel_end, uint64_t
     *size = n;
     to = machine_ram(m, *gpa, n);
     memcpy(to, data, n);
-    free(data);
+    free_file(data, n);
     return 0;
 }
 
@@ -124,6 +134,6 @@ int load_guest(struct machine *m)
         ret = load_pvh(m, file, size);
     else
         ret = load_bzimage(m, file, size);
-    free(file);
+    free_file(file, size);
     return ret;
 }

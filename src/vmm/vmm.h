@@ -101,7 +101,6 @@ struct machine {
     struct machine_config config;
     struct accel accel;
     void *ram; /* one mapping; guest-physical RAM below and above the hole */
-    int ram_fd;
     uint64_t low_ram, high_ram;
     struct vcpu vcpus[MAX_VCPUS];
     struct device *devices[32];
@@ -151,6 +150,7 @@ int load_bzimage(struct machine *, const uint8_t *file, size_t size);
 int load_pvh(struct machine *, const uint8_t *file, size_t size);
 int load_initrd(struct machine *, uint64_t limit, uint64_t kernel_end, uint64_t *gpa, uint64_t *size);
 void *read_file(const char *path, const char *option, size_t *size); /* NULL after a message */
+void free_file(void *, size_t size);
 struct e820_range {
     uint64_t start, size;
     uint32_t type; /* 1 RAM, 2 reserved, 3 ACPI */
