@@ -88,8 +88,8 @@ struct access_view {
 
 struct cpu {
     struct cpu_state s; /* first: translated code addresses it */
-    _Atomic uint32_t attention;
-    uint32_t step_shadow; /* engine-private: one-instruction interrupt shadow in force */
+    _Atomic uint32_t attention; /* an engine may read salt with it, as one word */
+    uint32_t salt;              /* engine-private */
     uint64_t tlb_tag;     /* low 12 bits of the tags that match now; TLB_TAG_SLOW matches nothing */
     uint64_t flat;        /* flat.h: the table of the current access mode; used only where flatu is there */
     uint64_t exec_gen[2]; /* lower and upper half: changes whenever a page there may show other code */

@@ -247,7 +247,7 @@ static void second_page_enter(struct jit *j, const struct jit_block *jb)
     if (unlikely(jb->page2->stamp != stamp))
         verify_page(j, jb->page2, stamp);
     flat_note_exec(cpu, (rip | ~PAGE_MASK) + 1);
-    guard_set(j, jb, cpu->exec_gen[jb->key & KEY_UPPER ? 1 : 0], rip & PAGE_MASK);
+    guard_set(j, jb->guard, rip & PAGE_MASK);
 }
 
 /* What was translated already, without asking code.c: its page is compared as a whole when it was entered anew. */
@@ -272,43 +272,65 @@ static struct jit_block *find_translated(struct jit *j)
 }
 
 /* Two processes that run one program do not share slots: each salt has its own place for low bits 0. */
-static struct jc_entry *jc_base(const struct jit *j, uint64_t salt)
+static struct jc_entry *jc_base(const struct jit *j, uint32_t salt)
 {
-    return &j->jc[(salt >> 7) * 0x9e3779b97f4a7c15ull >> 48];
+    return &j->jc[salt * 0x9e3779b97f4a7c15ull >> 48];
 }
 _Static_assert(JC_SLOTS == 1 << 16 && sizeof(struct jc_entry) == 32, "jc_base, HOT_MASK_JC");
 
-/* What an indirect branch may use depends on mode and mappings: each combination has a number of its own. User code
- * sees both halves' generations; supervisor code caches targets in the upper half only. */
+static uint64_t jc_key(const struct jit *j, gva_t rip)
+{
+    return -(rip + ((uint64_t)j->cpu->salt << 32));
+}
+
+/* They are 16 bits: nothing keeps one from before. */
+static void salts_restart(struct jit *j)
+{
+    memset(j->jc, 0, JC_BYTES);
+    memset(j->salts, 0, sizeof(j->salts));
+    for (uint32_t i = 0; i < j->ndesc; i++)
+        if ((j->desc[i].kind == DESC_CROSS || j->desc[i].kind == DESC_ENTER) && j->desc[i].patch)
+            guard_clear(j, j->desc[i].patch);
+    j->next_salt = 0;
+}
+
+static struct jit_salt *salt_new(struct jit *j, const struct jit_salt *want)
+{
+    struct jit_salt *s;
+
+    for (s = j->salts; s < j->salts + JIT_SALTS; s++)
+        if (s->salt && s->key == want->key && s->gen[0] == want->gen[0] && s->gen[1] == want->gen[1])
+            return s;
+    if (unlikely(j->next_salt == SALT_MAX))
+        salts_restart(j);
+    s = &j->salts[j->salt_victim++ % JIT_SALTS];
+    *s = *want;
+    s->salt = ++j->next_salt;
+    return s;
+}
+
+/* What an indirect branch or a link to another page may use depends on mode and mappings: each combination has a number
+ * of its own. Code of the lower half, and user code, sees both halves' generations; other code caches targets in the
+ * upper half only. */
 static void choose_salt(struct jit *j)
 {
     struct cpu *cpu = j->cpu;
     const uint32_t key = cpu->s.insn_key;
-    const uint64_t gen0 = key & KEY_CPL3 ? cpu->exec_gen[0] : 0, gen1 = cpu->exec_gen[1];
+    const bool both = (key & KEY_CPL3) || !(cpu->s.rip >> 63);
+    const struct jit_salt want = {.gen = {both ? cpu->exec_gen[0] : 0, cpu->exec_gen[1]}, .key = key};
     struct jit_salt **last = &j->salt[key & KEY_CPL3 ? 1 : 0], *s = *last;
 
-    if (unlikely(!s || s->key != key || s->gen[0] != gen0 || s->gen[1] != gen1)) {
-        for (s = j->salts; s < j->salts + JIT_SALTS; s++)
-            if (s->salt && s->key == key && s->gen[0] == gen0 && s->gen[1] == gen1)
-                break;
-        if (s == j->salts + JIT_SALTS) {
-            s = &j->salts[j->salt_victim++ % JIT_SALTS];
-            *s = (struct jit_salt){.gen = {gen0, gen1}, .key = key, .salt = ++j->next_salt << 7};
-        }
-        *last = s;
-    }
-    cpu->s.hot_spare[HOT_SALT] = s->salt;
+    if (unlikely(!s || !s->salt || s->key != key || s->gen[0] != want.gen[0] || s->gen[1] != want.gen[1]))
+        s = *last = salt_new(j, &want);
+    cpu->salt = s->salt << 16; /* the upper 16 bits of the word that attention begins */
     cpu->s.hot_spare[HOT_JC] = (uint64_t)jc_base(j, s->salt);
 }
 
 static void remember(struct jit *j, gva_t rip, const struct jit_block *jb)
 {
-    struct jc_entry *e = &jc_base(j, j->cpu->s.hot_spare[HOT_SALT])[rip & (JC_SLOTS - 1)];
+    struct jc_entry *e = &((struct jc_entry *)j->cpu->s.hot_spare[HOT_JC])[rip & (JC_SLOTS - 1)];
 
-    if (!(jb->key & (KEY_CPL3 | KEY_UPPER)))
-        return;
-    e->neg_rip = -rip;
-    e->neg_salt = -j->cpu->s.hot_spare[HOT_SALT];
+    e->key = jc_key(j, rip);
     e->code = code_address(j, jb);
     e->page = rip & PAGE_MASK;
 }
@@ -354,8 +376,8 @@ static uint64_t remembered(struct jit *j)
     const struct jc_entry *e;
 
     choose_salt(j);
-    e = &jc_base(j, s->hot_spare[HOT_SALT])[s->rip & (JC_SLOTS - 1)];
-    if (e->neg_rip + s->rip || e->neg_salt + s->hot_spare[HOT_SALT])
+    e = &((struct jc_entry *)s->hot_spare[HOT_JC])[s->rip & (JC_SLOTS - 1)];
+    if (e->key != jc_key(j, s->rip))
         return 0;
     s->hot_spare[HOT_PAGE] = e->page;
     return e->code;
@@ -440,7 +462,7 @@ static bool branch_undo(struct jit *j, const struct jit_desc *d)
     return true;
 }
 
-/* A jump inside of a page, or behind a guard that compares exec_gen: link it when its target is translated. */
+/* A jump inside of a page, or behind a guard: link it when its target is translated. */
 static uint64_t slow_exit(struct jit *j, const struct jit_desc *d)
 {
     struct cpu *cpu = j->cpu;
@@ -463,10 +485,9 @@ static uint64_t slow_exit(struct jit *j, const struct jit_desc *d)
     if (j->resets == resets && unlikely(desc.jb->dead) && d == &j->desc[desc.jb->exit_desc])
         entry_forward(j, desc.jb, jb);
     if (desc.patch && j->resets == resets && !desc.jb->dead && jb->key == desc.jb->key) {
-        if (desc.kind == DESC_CROSS) /* the guard of goto_other_page() */
-            link_cross(j, desc.patch, cpu->exec_gen[jb->key & KEY_UPPER ? 1 : 0], from, jb->key & KEY_CPL3,
-                       code_address(j, jb));
-        else
+        if (desc.kind == DESC_CROSS)
+            link_cross(j, desc.patch, from, cpu->s.rip & PAGE_MASK, code_address(j, jb));
+        else if (desc.kind == DESC_EXIT)
             patch_jump(j, desc.patch, code_address(j, jb));
     }
     return body_address(j, jb);

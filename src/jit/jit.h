@@ -43,7 +43,7 @@ enum desc_kind {
 struct jit_desc {
     struct jit_block *jb;
     uint32_t resume; /* offset in the cache */
-    uint32_t patch;  /* offset of a jump's displacement, 0: none */
+    uint32_t patch;  /* offset of a jump's displacement (CROSS, ENTER: of the guard's number), 0: none */
     int32_t disp;    /* guest rip minus page address: of the instruction (INSN), of the target (EXIT, POLL) */
     uint16_t index;
     uint8_t kind, size;
@@ -68,34 +68,36 @@ struct jit_block {
     struct block *b; /* may be freed once its death is in the kill ring: serial is what tells */
     uint64_t serial;
     hva_t hva;
-    uint32_t key;  /* insn_key, and KEY_UPPER */
-    uint32_t code; /* offset of the entry */
-    uint32_t
-        inner; /* ... of what follows its look at the vector state: edges of its unit from blocks that had it live */
+    uint32_t key;                /* insn_key, and KEY_UPPER */
+    uint32_t code;               /* offset of the entry */
+    uint32_t inner;              /* ... of what follows its look at the vector state, for edges that know it live */
     uint32_t live_out;           /* flags that hold behind it; the others nobody reads */
     struct jit_block *unit_next; /* a ring: they die together */
     uint32_t exit_desc;          /* DESC_EXIT to itself: what a killed block's entry becomes */
     bool dead, uses_fpu, thunk;  /* thunk: the entry is not in front of inner */
     struct jit_page *page;
-    struct jit_page *page2;     /* one instruction that ends there: a guard in front compares page and exec_gen */
-    uint32_t guard, guard_page; /* offsets of what the guard compares with: 32 and 64 bits */
-    uint32_t body;              /* offset of what is behind the guard; code where there is none */
+    struct jit_page *page2; /* one instruction that ends there: a guard in front compares page and salt */
+    uint32_t guard;         /* offset of the number that it compares with */
+    uint32_t body;          /* offset of what is behind the guard; code where there is none */
     struct jit_block *forwards, *forward_next; /* dead blocks whose entries lead here, a list */
     struct jit_block *page_next, *hash_next;
 };
 #define KEY_UPPER 0x80000000u /* translated for the upper half of the address space */
 
-struct jc_entry { /* where an indirect branch goes: a cache by the low 16 bits of the address */
-    uint64_t neg_rip, neg_salt;
+/* Where an indirect branch goes: a cache by the low 16 bits of the address. key: -(rip + (salt << 48)); with it no
+ * other rip of the slot gives 0, nor does the right one with attention, which is < 128. */
+struct jc_entry {
+    uint64_t key;
     uint64_t code; /* host address */
     uint64_t page; /* rip's page */
+    uint64_t spare;
 };
 
-struct jit_salt { /* who may use an entry: mode and mappings have a number */
+struct jit_salt { /* who may use an entry or a link to another page: mode and mappings have a number */
     uint64_t gen[2];
-    uint32_t key;
-    uint64_t salt;
+    uint32_t key, salt;
 };
+#define SALT_MAX  65535u /* then all that was made by salts goes (salts_restart()) */
 #define JIT_SALTS 64u
 #define JC_BYTES  (2 * JC_SLOTS * sizeof(struct jc_entry)) /* a salt begins anywhere in the first half */
 
@@ -131,12 +133,16 @@ struct jit {
 };
 
 /* hot words of the state (state.def, hot_spare) */
-enum { HOT_PAGE, HOT_MASK, HOT_JC, HOT_SALT, HOT_MASK_JC, HOT_MASK_ROR, HOT_SLOW, HOT_CPU, HOT_COUNT };
+enum { HOT_PAGE, HOT_MASK, HOT_JC, HOT_MASK_JC, HOT_MASK_ROR, HOT_SLOW, HOT_CPU, HOT_COUNT };
 _Static_assert(HOT_COUNT <= 10, "state.def: hot_spare");
 
 #define CPU(field) ((int32_t)offsetof(struct cpu, field) - FLAT_BASE)
 #define CPU_GPR(g) ((int32_t)(offsetof(struct cpu, s.gpr) + 8 * (g)) - FLAT_BASE)
 #define CPU_HOT(n) ((int32_t)(offsetof(struct cpu, s.hot_spare) + 8 * (n)) - FLAT_BASE)
+
+_Static_assert(offsetof(struct cpu, attention) % 8 == 0 &&
+                   offsetof(struct cpu, salt) == offsetof(struct cpu, attention) + 4,
+               "one word");
 
 /* jit.c */
 struct jit_block *jit_find(struct jit *, hva_t hva, uint32_t key);
@@ -158,9 +164,11 @@ void cache_populate(struct jit *); /* memory for the next block is there */
 /* slow_stat.c */
 void slow_stat_add(struct jit *);
 void slow_stat_remove(struct jit *);
-/* translate.c: a guarded link is made: the imm32 of its comparison is at patch */
-void link_cross(struct jit *, uint32_t patch, uint64_t gen, gva_t from, bool user, uint64_t target);
-void guard_set(struct jit *, const struct jit_block *, uint64_t gen, gva_t page); /* the guard in front lets it in */
+/* translate.c: a guarded link: its 64-bit number is at patch; it holds for the salt in force and the page it was made
+ * in */
+void link_cross(struct jit *, uint32_t patch, gva_t from, gva_t to, uint64_t target);
+void guard_set(struct jit *, uint32_t patch, gva_t page);    /* the guard there lets in who has this salt and page */
+void guard_clear(struct jit *, uint32_t patch);              /* ... nobody */
 void patch_jump(struct jit *, uint32_t at, uint64_t target); /* jit.c: the 32-bit displacement at `at` */
 /* translate.c: a block and what is translated with it; NULL when the cache is full. All of them are found from then on.
  */

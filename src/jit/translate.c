@@ -210,60 +210,69 @@ static void goto_same_page(struct tr *t, int32_t disp)
         lead(t, e_jmp_later(&t->e), disp);
 }
 
-#define CROSS_PAGE (4 + 2 + 5)                  /* from the imm32: the page's update */
-#define CROSS_USER (10 + 4 + 4 + 2 + 5)         /* ... which the alias check comes before */
-#define CROSS_JUMP (CROSS_PAGE + 4 + 7 + 4 + 1) /* ... to the jump's displacement */
-
-/* Another page shows what it showed when the link was made as long as exec_gen is the same. Generations are multiples
- * of 128 and attention is below: their sum tells both in one comparison without flags. User code may show one page at
- * two addresses of a space, with different neighbours: its links hold for the page's address too. */
-static void goto_other_page(struct tr *t, int32_t disp)
+/* Goes on where salt and page are those of the number that is filled in (guard_set(), guard_clear()) and nobody wants
+ * attention, else to the stub: mappings are what they were then, and it is the same of the addresses that user code may
+ * have been mapped at, with other neighbours. T0 and T1 are lost. Returns where the number is. */
+static uint8_t *guard(struct tr *t, struct tr_stub *s)
 {
-    const bool user = t->jb->key & KEY_CPL3;
-    struct tr_stub *s = tr_stub_new(t, tr_desc(t, DESC_CROSS, disp));
-    uint8_t *imm, *jump;
+    struct emit *e = &t->e;
+    uint8_t *number;
 
-    e_mov_load(&t->e, T1, rm_cpu(CPU(exec_gen) + (t->jb->key & KEY_UPPER ? 8 : 0)));
-    e_mov_load32(&t->e, T0, rm_cpu(CPU(attention)));
-    e_lea(&t->e, T1, (struct rm){.mem = true, .reg = T1, .index = T0, .disp = 0x7fffffff});
-    imm = t->e.w - 4;
-    e1(&t->e, 0xe3); /* jrcxz */
-    e1(&t->e, 5);
+    e_mov_load(e, T1, rm_cpu(CPU(attention))); /* and the salt */
+    e_mov_load(e, T0, rm_cpu(CPU_HOT(HOT_PAGE)));
+    e_lea(e, T1, (struct rm){.mem = true, .reg = T1, .index = T0});
+    e1(e, 0x49); /* mov r14, imm64 */
+    e1(e, 0xbe);
+    number = e->w;
+    e8(e, 0);
+    e_lea(e, T1, (struct rm){.mem = true, .reg = T1, .index = T0});
+    e1(e, 0xe3); /* jrcxz */
+    e1(e, 5);
     tr_jmp_stub(t, s);
-    assert(t->e.w == imm + CROSS_PAGE);
-    if (user) {
-        e_mov_load(&t->e, T1, rm_cpu(CPU_HOT(HOT_PAGE)));
-        e1(&t->e, 0x49); /* mov r14, imm64 */
-        e1(&t->e, 0xbe);
-        e8(&t->e, 0);
-        e_lea(&t->e, T1, (struct rm){.mem = true, .reg = T1, .index = T0});
-        e1(&t->e, 0xe3);
-        e1(&t->e, 5);
-        tr_jmp_stub(t, s);
-        assert(t->e.w == imm + CROSS_PAGE + CROSS_USER);
-    }
-    e_mov_load(&t->e, T1, rm_cpu(CPU_HOT(HOT_PAGE)));
-    e_lea(&t->e, T1, (struct rm){.mem = true, .reg = T1, .index = H_NONE, .disp = 0x7fffffff});
-    memcpy(t->e.w - 4, &(int32_t){disp & ~0xfff}, 4);
-    e_mov_store(&t->e, rm_cpu(CPU_HOT(HOT_PAGE)), T1);
-    jump = e_jmp_later(&t->e);
-    assert(jump == imm + CROSS_JUMP + (user ? CROSS_USER : 0));
-    t->j->desc[s->desc].patch = offset(t, imm);
+    guard_clear(t->j, offset(t, number));
+    t->j->desc[s->desc].patch = offset(t, number);
+    return number;
 }
 
-/* from: the page that the jump was made in */
-void link_cross(struct jit *j, uint32_t patch, uint64_t gen, gva_t from, bool user, uint64_t target)
+static void put64(struct jit *j, uint32_t at, uint64_t v)
 {
-    const int32_t neg = -(int32_t)gen;
-    const uint32_t jump = patch + CROSS_JUMP + (user ? CROSS_USER : 0);
-    const uint64_t neg_page = -from;
+    if (memcmp(j->rw + at, &v, 8)) /* writing into code costs, even the same */
+        memcpy(j->rw + at, &v, 8);
+}
 
-    if (gen >> 31)
-        return;
-    if (user)
-        memcpy(j->rw + patch + CROSS_PAGE + 4 + 2, &neg_page, 8);
-    patch_jump(j, jump, target);
-    memcpy(j->rw + patch, &neg, 4);
+void guard_set(struct jit *j, uint32_t patch, gva_t page)
+{
+    put64(j, patch, -(page + ((uint64_t)j->cpu->salt << 32)));
+}
+
+void guard_clear(struct jit *j, uint32_t patch)
+{
+    put64(j, patch, 0x800); /* pages are multiples of 4096, attention is < 128 */
+}
+
+#define CROSS_PAGE (8 + 4 + 2 + 5 + 2)      /* from the guard's number to the page behind it */
+#define CROSS_JUMP (CROSS_PAGE + 8 + 4 + 1) /* ... to the jump's displacement */
+
+static void goto_other_page(struct tr *t, int32_t disp)
+{
+    const uint8_t *number = guard(t, tr_stub_new(t, tr_desc(t, DESC_CROSS, disp)));
+    uint8_t *jump;
+
+    e1(&t->e, 0x49); /* mov r14, imm64 */
+    e1(&t->e, 0xbe);
+    assert(t->e.w == number + CROSS_PAGE);
+    e8(&t->e, 0);
+    e_mov_store(&t->e, rm_cpu(CPU_HOT(HOT_PAGE)), T0);
+    jump = e_jmp_later(&t->e);
+    assert(jump == number + CROSS_JUMP);
+    (void)jump;
+}
+
+void link_cross(struct jit *j, uint32_t patch, gva_t from, gva_t to, uint64_t target)
+{
+    put64(j, patch + CROSS_PAGE, to);
+    patch_jump(j, patch + CROSS_JUMP, target);
+    guard_set(j, patch, from);
 }
 
 /* From a block over a page's end into its second page, which its guard has looked at. */
@@ -324,24 +333,17 @@ void tr_goto_reg(struct tr *t)
 {
     struct emit *e = &t->e;
     struct tr_stub *s = tr_stub_new(t, tr_desc(t, DESC_RIP, 0));
-    uint8_t *ok, *hit;
+    uint8_t *hit;
 
     tr_islands(t, false, 110);
     e_mov_store(e, rm_cpu(CPU(s.rip)), T0);
-    e_pdep(e, T1, T0, rm_cpu(CPU_HOT(HOT_MASK_JC))); /* the low 16 bits times the size of an entry */
     e_push(e, H_RAX);
-    e_mov_load(e, H_RAX, rm_cpu(CPU_HOT(HOT_JC)));
+    e_pdep(e, H_RAX, T0, rm_cpu(CPU_HOT(HOT_MASK_JC))); /* the low 16 bits times the size of an entry */
+    e_mov_load(e, T1, rm_cpu(CPU_HOT(HOT_JC)));
     e_lea(e, H_RAX, (struct rm){.mem = true, .reg = H_RAX, .index = T1});
-    e_mov_load(e, T1, rm_mem(H_RAX, offsetof(struct jc_entry, neg_rip)));
+    e_mov_load(e, T1, rm_cpu(CPU(attention))); /* and the salt */
     e_lea(e, T1, (struct rm){.mem = true, .reg = T1, .index = T0});
-    ok = e_jrcxz_later(e);
-    e_pop(e, H_RAX);
-    tr_jmp_stub(t, s);
-    e_fix8(ok, e->w);
-    e_mov_load(e, T1, rm_cpu(CPU_HOT(HOT_SALT)));
-    e_mov_load32(e, T0, rm_cpu(CPU(attention)));
-    e_lea(e, T1, (struct rm){.mem = true, .reg = T1, .index = T0});
-    e_mov_load(e, T0, rm_mem(H_RAX, offsetof(struct jc_entry, neg_salt)));
+    e_mov_load(e, T0, rm_mem(H_RAX, offsetof(struct jc_entry, key)));
     e_lea(e, T1, (struct rm){.mem = true, .reg = T1, .index = T0});
     hit = e_jrcxz_later(e);
     e_pop(e, H_RAX);
@@ -375,39 +377,7 @@ static void flags_liveness(struct tr *t)
 /* In front of an instruction over a page's end: links in its own page lead here, whatever the next page is by now. */
 static void cross_guard(struct tr *t)
 {
-    struct tr_stub *s = tr_stub_new(t, tr_desc(t, DESC_ENTER, t->off));
-    struct emit *e = &t->e;
-    uint8_t *gen;
-
-    e_mov_load(e, T1, rm_cpu(CPU(exec_gen) + (t->jb->key & KEY_UPPER ? 8 : 0)));
-    e_lea(e, T1, (struct rm){.mem = true, .reg = T1, .index = H_NONE, .disp = 0x7fffffff});
-    gen = e->w - 4;
-    e1(e, 0xe3); /* jrcxz */
-    e1(e, 5);
-    tr_jmp_stub(t, s);
-    e_mov_load(e, T1, rm_cpu(CPU_HOT(HOT_PAGE)));
-    e1(e, 0x49); /* mov r14, imm64 */
-    e1(e, 0xbe);
-    t->jb->guard = offset(t, gen);
-    t->jb->guard_page = offset(t, e->w);
-    e8(e, 0);
-    e_lea(e, T1, (struct rm){.mem = true, .reg = T1, .index = T0});
-    e1(e, 0xe3);
-    e1(e, 5);
-    tr_jmp_stub(t, s);
-}
-
-void guard_set(struct jit *j, const struct jit_block *jb, uint64_t gen, gva_t page)
-{
-    const int32_t neg = -(int32_t)gen;
-    const uint64_t neg_page = -page;
-
-    if (gen >> 31)
-        return;
-    if (memcmp(j->rw + jb->guard_page, &neg_page, 8)) /* writing into code costs, even the same */
-        memcpy(j->rw + jb->guard_page, &neg_page, 8);
-    if (memcmp(j->rw + jb->guard, &neg, 4))
-        memcpy(j->rw + jb->guard, &neg, 4);
+    t->jb->guard = offset(t, guard(t, tr_stub_new(t, tr_desc(t, DESC_ENTER, t->off))));
 }
 
 /* Links and caches lead here whatever the vector state is. */
