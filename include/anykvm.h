@@ -23,6 +23,8 @@ ANYKVM_API void *anykvm_mmap(void *addr, size_t len, int prot, int flags, int fd
 ANYKVM_API bool anykvm_owns(int fd);
 /* Async-signal-safe. A signal handler of the client ran on this thread: its vCPU, if any, leaves KVM_RUN with EINTR. */
 ANYKVM_API void anykvm_signal_arrived(void);
+/* Any thread: the vCPU leaves KVM_RUN with EINTR, now or, where it is about to enter, at once. */
+ANYKVM_API void anykvm_interrupt(int vcpu_fd);
 /* ---- for a caller that stands where libc stands (src/shim) ----
  * True when fd is in this process's table; no system call, async-signal-safe. Numbers that came by ways that nobody
  * told of (dup by system call, a socket) are not in it until anykvm_ioctl() or anykvm_owns() sees them. */

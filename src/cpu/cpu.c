@@ -57,7 +57,7 @@ bool cpu_engine_exists(const char *name)
 
 const char *cpu_engine_name(const struct cpu *cpu)
 {
-    return cpu->engine->name;
+    return cpu->engine_chosen->name;
 }
 
 /* ---- domains ---- */
@@ -157,14 +157,13 @@ static struct cpu *struct_alloc(void)
             close(fd);
         return NULL;
     }
+    close(fd);
     madvise(cpu, CPU_SPAN, MADV_DONTFORK);
-    cpu->struct_fd = fd;
     return cpu;
 }
 
 static void struct_free(struct cpu *cpu)
 {
-    close(cpu->struct_fd);
     munmap(cpu, CPU_SPAN);
 }
 
@@ -181,19 +180,14 @@ struct cpu *cpu_create(struct cpu_domain *domain, unsigned id, const char *engin
         return NULL;
     cpu->id = id;
     cpu->domain = domain;
-    cpu->engine = engine;
+    cpu->engine_chosen = engine;
     cpuid_cpu_init(cpu);
     for (; n < ARRAY_SIZE(units); n++)
         if (units[n].init(cpu))
             goto fail;
     cpu_reset(cpu, false);
-    if (engine->init && engine->init(cpu))
+    if (!domain_add(domain, cpu))
         goto fail;
-    if (!domain_add(domain, cpu)) {
-        if (engine->destroy)
-            engine->destroy(cpu);
-        goto fail;
-    }
     cpu_current_debug = cpu;
     return cpu;
 
@@ -201,6 +195,21 @@ fail:
     destroy_units(cpu, n);
     struct_free(cpu);
     return NULL;
+}
+
+/* An engine may need much address space (flat.h): a processor has its share from its first entry on, for a VM may have
+ * hundreds that never run. Where none is left, the interpreter serves. */
+void cpu_engine_start(struct cpu *cpu)
+{
+    const struct engine *engine = cpu->engine_chosen;
+
+    if (engine->init && engine->init(cpu)) {
+        if (engine->destroy)
+            engine->destroy(cpu);
+        engine = &interp_engine;
+    }
+    cpu->engine = engine;
+    tlb_select(cpu);
 }
 
 void cpu_destroy(struct cpu *cpu)
@@ -211,7 +220,7 @@ void cpu_destroy(struct cpu *cpu)
         cpu_current_debug = NULL;
     domain_remove(cpu->domain, cpu);
     cpu_emulate_cancel(cpu);
-    if (cpu->engine->destroy)
+    if (cpu->engine && cpu->engine->destroy)
         cpu->engine->destroy(cpu);
     destroy_units(cpu, ARRAY_SIZE(units));
     struct_free(cpu);

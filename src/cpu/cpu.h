@@ -17,6 +17,7 @@ enum acc { ACC_READ = 1, ACC_WRITE = 2, ACC_EXEC = 4 };
 struct cpu_domain *cpu_domain_create(void); /* NULL: no memory */
 void cpu_domain_destroy(struct cpu_domain *);
 /* engine: "interp", "jit", "check", or NULL for the best one that the host supports. NULL on no memory/unknown engine.
+ * A processor that finds no address space for the translator's tables at its first entry interprets.
  */
 struct cpu *cpu_create(struct cpu_domain *, unsigned id, const char *engine);
 void cpu_destroy(struct cpu *);

@@ -94,7 +94,6 @@ struct cpu {
     uint64_t flat;        /* flat.h: the table of the current access mode; used only where flatu is there */
     uint64_t exec_gen[2]; /* lower and upper half: changes whenever a page there may show other code */
     struct flat_unit *flatu;
-    int struct_fd;               /* the file that this structure lies in */
     struct tlb_entry *tlb;       /* direct mapped by page number, of the current access mode (mem.h) */
     struct access_view view[2];  /* AC = 0, AC = 1; kept while CPL is not 3 */
     uint64_t plain[PLAIN_COUNT]; /* enum cpu_plain */
@@ -115,7 +114,7 @@ struct cpu {
     _Atomic uint64_t epoch; /* odd: in guest mode; changes at each safepoint */
     unsigned id;
     struct cpu_domain *domain;
-    const struct engine *engine;
+    const struct engine *engine, *engine_chosen; /* engine: NULL until the first entry */
     void *engine_data;
     struct vmx_unit *vmx;
     struct mem_unit *mem;
@@ -155,6 +154,7 @@ int cpu_soft_interrupt(struct cpu *, const struct insn *, unsigned vector, unsig
 /* Deliver an event through the IDT (real, protected, long mode; task gates) without intercept checks: injection uses
  * it. On a nested fault the double-fault rules apply inside. CPU_OK or CPU_VMEXIT. */
 int cpu_deliver(struct cpu *, const struct event *);
+void cpu_engine_start(struct cpu *); /* before the first entry, outside of guest mode */
 /* Safepoint: called by engines when cpu->attention is not 0, at an instruction boundary. Handles epochs, flushes,
  * windows, timer and kick. CPU_OK: go on (attention may still have ATT_STEP), or CPU_VMEXIT. (vmx_run.c) */
 int cpu_poll(struct cpu *);

@@ -172,6 +172,24 @@ int emul_mmio_write(struct cpu *cpu, gpa_t gpa, const void *buf, unsigned size)
     return CPU_OK;
 }
 
+/* Paging structures are RAM or the instruction cannot be emulated: user space is not asked. */
+static int table_access(struct cpu *cpu, int st)
+{
+    if (st == CPU_USER)
+        cpu->emul->failed = true;
+    return st;
+}
+
+int emul_table_read(struct cpu *cpu, gpa_t gpa, void *buf, unsigned size)
+{
+    return table_access(cpu, emul_mmio_read(cpu, gpa, buf, size));
+}
+
+int emul_table_write(struct cpu *cpu, gpa_t gpa, const void *buf, unsigned size)
+{
+    return table_access(cpu, emul_mmio_write(cpu, gpa, buf, size));
+}
+
 /* An instruction has one port access, so one record is enough. */
 int emul_pio(struct cpu *cpu, uint16_t port, unsigned size, bool in, void *buf, unsigned count, unsigned *done)
 {
@@ -196,9 +214,9 @@ int emul_pio(struct cpu *cpu, uint16_t port, unsigned size, bool in, void *buf, 
     }
     if (st != CPU_OK)
         return st;
-    *done = p->done;
+    *done = p->done < count ? p->done : count; /* the registers may be others when it is run again */
     if (in)
-        memcpy(buf, p->data, (size_t)p->done * size);
+        memcpy(buf, p->data, (size_t)*done * size);
     return CPU_OK;
 }
 

@@ -63,7 +63,7 @@ int flat_init(struct cpu *cpu)
                           MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
 
         if (p == MAP_FAILED ||
-            mmap(p, CPU_SPAN, PROT_READ | PROT_WRITE, MAP_SHARED | MAP_FIXED, cpu->struct_fd, 0) == MAP_FAILED) {
+            mremap(cpu, 0, CPU_SPAN, MREMAP_MAYMOVE | MREMAP_FIXED, p) == MAP_FAILED) { /* old size 0: once more */
             while (i--)
                 munmap(f->table[i] - CPU_SPAN, CPU_SPAN + FLAT_SIZE);
             free(f);

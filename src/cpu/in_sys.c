@@ -106,6 +106,17 @@ int in_pause(struct cpu *cpu, const struct insn *in)
     return vmx_intercept(cpu, in, EXIT_REASON_PAUSE_INSTRUCTION, 0);
 }
 
+/* SDM 2B: #UD outside of CPL 0. Where they do not exit, waiting may end at once: it is a hint. */
+int in_monitor(struct cpu *cpu, const struct insn *in)
+{
+    return cpu->s.cpl ? cpu_raise(cpu, VEC_UD) : vmx_intercept(cpu, in, EXIT_REASON_MONITOR_INSTRUCTION, 0);
+}
+
+int in_mwait(struct cpu *cpu, const struct insn *in)
+{
+    return cpu->s.cpl ? cpu_raise(cpu, VEC_UD) : vmx_intercept(cpu, in, EXIT_REASON_MWAIT_INSTRUCTION, 0);
+}
+
 int in_cpuid(struct cpu *cpu, const struct insn *in)
 {
     return vmx_intercept(cpu, in, EXIT_REASON_CPUID, 0); /* always exits */

@@ -7,8 +7,9 @@
 #include "in_sys.h"
 #include "vmx_int.h"
 
-insn_fn in_hlt, in_cli, in_sti, in_clac, in_stac, in_pause, in_cpuid, in_rdtsc, in_rdtscp, in_rdpmc, in_rdpid, in_rdmsr,
-    in_wrmsr, in_invd, in_wbinvd, in_invlpg, in_invpcid, in_xgetbv, in_xsetbv, in_vmcall, in_vmx;
+insn_fn in_hlt, in_cli, in_sti, in_clac, in_stac, in_pause, in_monitor, in_mwait, in_cpuid, in_rdtsc, in_rdtscp,
+    in_rdpmc, in_rdpid, in_rdmsr, in_wrmsr, in_invd, in_wbinvd, in_invlpg, in_invpcid, in_xgetbv, in_xsetbv, in_vmcall,
+    in_vmx;
 insn_fn in_in, in_out, in_ins, in_outs;
 insn_fn in_clts, in_lmsw, in_smsw, in_lgdt, in_lidt, in_sgdt, in_sidt, in_lldt, in_ltr, in_sldt, in_str, in_swapgs,
     in_rdfsbase, in_rdgsbase, in_wrfsbase, in_wrgsbase;

@@ -172,6 +172,7 @@ int in_ins(struct cpu *cpu, const struct insn *in)
         buf[i] = 0xff;
     if (cpu->emul && (st = emul_pio(cpu, s.port, s.size, true, buf, count, &done)))
         return st;
+    done = done < count ? done : count; /* the client may have set a lower RCX meanwhile */
     if ((st = move_elements(cpu, &s, buf, done, true)))
         return st;
     return advance(cpu, &s, done);
@@ -193,5 +194,6 @@ int in_outs(struct cpu *cpu, const struct insn *in)
         return st;
     if (cpu->emul && (st = emul_pio(cpu, s.port, s.size, false, buf, count, &done)))
         return st;
+    done = done < count ? done : count;
     return advance(cpu, &s, done);
 }

@@ -138,6 +138,8 @@ void mem_registry_remove(struct mem_unit *);
 /* ---- emulate.c ---- */
 int emul_mmio_read(struct cpu *, gpa_t, void *, unsigned size); /* any size inside one page */
 int emul_mmio_write(struct cpu *, gpa_t, const void *, unsigned size);
+int emul_table_read(struct cpu *, gpa_t, void *buf, unsigned size);
+int emul_table_write(struct cpu *, gpa_t, const void *buf, unsigned size);
 void emul_destroy(struct mem_unit *);
 
 #endif

@@ -100,7 +100,7 @@ static int pt_load_emul(struct walk *w, struct pt_ref *ref)
     ref->hva = 0;
     ref->val = 0;
     ref->writable = false;
-    return emul_mmio_read(w->cpu, ref->gpa, &ref->val, w->size);
+    return emul_table_read(w->cpu, ref->gpa, &ref->val, w->size);
 }
 
 /* With EPT accessed and dirty flags on, these reads count as writes and violations say both (SDM 3C, "EPT Violations").
@@ -144,14 +144,14 @@ static int pt_set_bits(struct walk *w, struct pt_ref *ref, uint64_t bits)
         return CPU_OK;
     if (!ref->hva) {
         ref->val |= bits;
-        return emul_mmio_write(w->cpu, ref->gpa, &ref->val, w->size);
+        return emul_table_write(w->cpu, ref->gpa, &ref->val, w->size);
     }
     if (!ref->writable) {
         if (w->cached)
             return CPU_AGAIN;
         if (ept_translate(w->m, ref->gpa, ACC_WRITE, &page, &perms, &fault)) {
             if (w->cpu->emul)
-                return emul_mmio_write(w->cpu, ref->gpa, &(uint64_t){ref->val | bits}, w->size);
+                return emul_table_write(w->cpu, ref->gpa, &(uint64_t){ref->val | bits}, w->size);
             return walk_ept_exit(w, &fault, ACC_WRITE, ref->gpa, false);
         }
         ref->hva = page + (ref->gpa & ~PAGE_MASK);

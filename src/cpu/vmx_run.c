@@ -90,6 +90,8 @@ static enum vmx_result enter(struct cpu *cpu)
     struct vmx_unit *vmx = cpu->vmx;
     uint64_t qualification;
 
+    if (unlikely(!cpu->engine))
+        cpu_engine_start(cpu);
     vmx->failed_check = NULL;
     if (vmx_check_guest(cpu, &qualification))
         return failed_entry(cpu, EXIT_REASON_INVALID_STATE, qualification);

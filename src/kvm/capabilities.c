@@ -46,6 +46,8 @@ static const struct capability {
     CAP(COALESCED_PIO, 1),
     CAP(DEBUGREGS, 1),
     CAP(DESTROY_MEMORY_REGION_WORKS, 1),
+    CAP(DISABLE_QUIRKS, 1),
+    CAP(DISABLE_QUIRKS2, KVM_X86_VALID_QUIRKS),
     CAP(ENABLE_CAP, 1),
     CAP(ENABLE_CAP_VM, 1),
     CAP(ENFORCE_PV_FEATURE_CPUID, 1),
@@ -138,6 +140,12 @@ static int set_dirty_log_protect(struct kvm *kvm, uint64_t arg)
     return 0;
 }
 
+static int set_disabled_quirks(struct kvm *kvm, uint64_t arg)
+{
+    kvm->arch.disabled_quirks = arg;
+    return 0;
+}
+
 static int set_split_irqchip(struct kvm *kvm, uint64_t arg)
 {
     int r;
@@ -214,6 +222,8 @@ static const struct vm_cap {
 } vm_caps[] = {
     {KVM_CAP_MANUAL_DIRTY_LOG_PROTECT2, KVM_DIRTY_LOG_MANUAL_PROTECT_ENABLE | KVM_DIRTY_LOG_INITIALLY_SET,
      set_dirty_log_protect},
+    {KVM_CAP_DISABLE_QUIRKS, ~0ull, set_disabled_quirks},
+    {KVM_CAP_DISABLE_QUIRKS2, KVM_X86_VALID_QUIRKS, set_disabled_quirks},
     {KVM_CAP_SPLIT_IRQCHIP, ~0ull, set_split_irqchip},
     {KVM_CAP_X2APIC_API, KVM_X2APIC_API_USE_32BIT_IDS | KVM_X2APIC_API_DISABLE_BROADCAST_QUIRK, set_x2apic_api},
     {KVM_CAP_MSR_PLATFORM_INFO, ~0ull, set_platform_info},

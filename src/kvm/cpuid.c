@@ -6,12 +6,14 @@
 #include <string.h>
 #include <asm/kvm_para.h>
 #include "ioctl.h"
+#include "msr.h"
 
 #define KVM_SIGNATURE_LEAF 0x40000000u
 #define KVM_FEATURES_LEAF  0x40000001u
 #define BIT(n)             (1u << (n))
 
 /* leaf 1 */
+#define ECX1_MWAIT      BIT(3)
 #define ECX1_VMX        BIT(5)
 #define ECX1_X2APIC     BIT(21)
 #define ECX1_OSXSAVE    BIT(27)
@@ -24,10 +26,10 @@
 #define EAXD_XSAVEC BIT(1)
 #define EAXD_XSAVES BIT(3)
 
-static const uint32_t kvm_pv_features = BIT(KVM_FEATURE_CLOCKSOURCE) | BIT(KVM_FEATURE_NOP_IO_DELAY) |
-                                        BIT(KVM_FEATURE_CLOCKSOURCE2) | BIT(KVM_FEATURE_STEAL_TIME) |
-                                        BIT(KVM_FEATURE_PV_EOI) | BIT(KVM_FEATURE_POLL_CONTROL) |
-                                        BIT(KVM_FEATURE_CLOCKSOURCE_STABLE_BIT);
+static const uint32_t kvm_pv_features =
+    BIT(KVM_FEATURE_CLOCKSOURCE) | BIT(KVM_FEATURE_NOP_IO_DELAY) | BIT(KVM_FEATURE_CLOCKSOURCE2) |
+    BIT(KVM_FEATURE_STEAL_TIME) | BIT(KVM_FEATURE_PV_EOI) | BIT(KVM_FEATURE_POLL_CONTROL) |
+    BIT(KVM_FEATURE_PV_SEND_IPI) | BIT(KVM_FEATURE_PV_SCHED_YIELD) | BIT(KVM_FEATURE_CLOCKSOURCE_STABLE_BIT);
 
 /* ---- KVM_GET_SUPPORTED_CPUID ---- */
 struct entries {
@@ -306,6 +308,8 @@ static void update_runtime(struct kvm_vcpu *vcpu, struct kvm_cpuid_entry2 *list,
 
     if (e) {
         put_bit(&e->ecx, ECX1_OSXSAVE, kvm_read_cr4(vcpu) & CR4_OSXSAVE);
+        if (!kvm_check_has_quirk(vcpu->kvm, KVM_X86_QUIRK_MISC_ENABLE_NO_MWAIT))
+            put_bit(&e->ecx, ECX1_MWAIT, vcpu->arch.ia32_misc_enable & MISC_ENABLE_MWAIT);
         put_bit(&e->edx, EDX1_APIC, vcpu->arch.apic_base & MSR_IA32_APICBASE_ENABLE);
     }
     e = find_in(list, nent, 0xd, 0);

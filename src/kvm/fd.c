@@ -380,6 +380,18 @@ int anykvm_ioctl(int fd, unsigned long request, ...)
     return (int)r;
 }
 
+void anykvm_interrupt(int fd)
+{
+    struct kvm_file *f = file_get(fd);
+
+    if (f && f->type == FILE_VCPU) {
+        atomic_store(&f->vcpu->interrupted, true);
+        kvm_vcpu_kick(f->vcpu);
+    }
+    if (f)
+        file_put(f);
+}
+
 /* The ring of coalesced writes is the VM's, one page that each vCPU's mapping shows: mremap with an old size of 0 maps
  * a shared page once more, without its descriptor, which the client may have closed. */
 static int map_coalesced_ring(struct kvm *kvm, char *base, size_t len, int prot, int flags, off_t off)

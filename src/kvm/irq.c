@@ -13,6 +13,7 @@ struct kvm_chips kvm_chips(struct kvm *kvm)
         .pit = &kvm->arch.vpit,
         .x2apic_format = kvm->arch.x2apic_format,
         .split = kvm->arch.irqchip_split,
+        .disabled_quirks = kvm->arch.disabled_quirks,
         .apic_ids_moved = &kvm->arch.apic_ids_moved,
     };
 }

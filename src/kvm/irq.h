@@ -72,6 +72,7 @@ int kvm_apic_accept_events(struct kvm_vcpu *); /* INIT and SIPI: changes mp_stat
 int kvm_apic_set_irq(struct kvm_vcpu *, const struct kvm_lapic_irq *, void *dest_map); /* 0 coalesced, 1 delivered */
 int kvm_apic_get_state(struct kvm_vcpu *, struct kvm_lapic_state *);
 int kvm_apic_set_state(struct kvm_vcpu *, const struct kvm_lapic_state *);
+struct kvm_vcpu *kvm_apic_with_id(struct kvm *, uint32_t apic_id); /* NULL: none */
 bool kvm_apic_match_dest(struct kvm_vcpu *, struct kvm_lapic *source, int shorthand, uint32_t dest, int dest_mode);
 int kvm_lapic_set_pv_eoi(struct kvm_vcpu *, uint64_t msr_value); /* MSR_KVM_PV_EOI_EN */
 void kvm_lapic_sync_from_vapic(struct kvm_vcpu *);               /* after an exit: PV EOI cleared by the guest? */
@@ -117,6 +118,7 @@ struct kvm_chips {                                            /* what a VM has *
     struct kvm_ioapic **ioapic;
     struct kvm_pit **pit;
     bool x2apic_format, split;
+    uint64_t disabled_quirks;     /* KVM_X86_QUIRK_* */
     _Atomic bool *apic_ids_moved; /* a guest wrote an APIC ID: physical look-ups loop */
 };
 struct kvm_chips kvm_chips(struct kvm *);

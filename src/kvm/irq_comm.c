@@ -66,6 +66,18 @@ bool kvm_apic_match_dest(struct kvm_vcpu *vcpu, struct kvm_lapic *source, int sh
     }
 }
 
+struct kvm_vcpu *kvm_apic_with_id(struct kvm *kvm, uint32_t apic_id)
+{
+    for (int i = 0; i < kvm_vcpus_online(kvm); i++) {
+        struct kvm_vcpu *vcpu = kvm_vcpu_at(kvm, i);
+        struct kvm_lapic *apic = vcpu ? vcpu_apic(vcpu) : NULL;
+
+        if (apic && apic_id == (apic_x2apic_mode(apic) ? (uint32_t)vcpu_id_of(vcpu) : apic_get(apic, APIC_ID) >> 24))
+            return vcpu;
+    }
+    return NULL;
+}
+
 void kvm_dest_map_add(void *dest_map, struct kvm_vcpu *vcpu, uint8_t vector)
 {
     struct kvm_dest_map *map = dest_map;

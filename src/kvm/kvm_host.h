@@ -139,7 +139,8 @@ struct kvm_vcpu_arch {
     uint64_t guest_supported_xcr0;
     /* MSRs that KVM itself keeps (table rows in msr.c) */
     uint64_t ia32_misc_enable, mtrr_def, mtrr_fixed[11], mtrr_var[16], mcg_cap, mcg_status, mcg_ctl, mce_banks[32 * 4];
-    uint64_t smbase, microcode, arch_capabilities, feature_control, platform_info, tsc_adjust, msr_misc_features;
+    uint64_t smbase, power_ctl, microcode, arch_capabilities, feature_control, platform_info, tsc_adjust,
+        msr_misc_features;
     uint64_t amd_hwcr, amd_de_cfg, amd_patch;
     uint64_t kvmclock_msr, wall_clock_msr, steal_msr, pv_eoi_msr, poll_control, async_pf_en, async_pf_int, async_pf_ack;
     /* TSC */
@@ -186,6 +187,7 @@ struct kvm_vcpu {
     _Atomic uint32_t wake;       /* futex word: halted vCPUs sleep on it (os.h) */
     _Atomic bool blocked;        /* sleeping in kvm_vcpu_halt() */
     _Atomic bool signal_arrived; /* anykvm_signal_arrived() */
+    _Atomic bool interrupted;    /* anykvm_interrupt(): from another thread, so it may come before KVM_RUN */
     bool sigset_active;          /* KVM_SET_SIGNAL_MASK (vcpu.c) */
     uint64_t sigset;
     struct ktimer signal_poll;
@@ -217,6 +219,7 @@ struct kvm_arch {
     size_t mmu_pages, mmu_chunks; /* EPT tables in use, and what holds them */
     void **mmu_chunk;
     uint32_t disabled_exits;
+    uint64_t disabled_quirks; /* KVM_CAP_DISABLE_QUIRKS2 */
     bool x2apic_format, x2apic_broadcast_quirk_disabled, guest_can_read_msr_platform_info;
     bool exception_payload_enabled, triple_fault_event;
     uint32_t user_space_msr_mask;
@@ -253,6 +256,15 @@ struct kvm {
     struct kvm_stats *stats;
 };
 
+#define KVM_X86_VALID_QUIRKS                                                                                \
+    (KVM_X86_QUIRK_LINT0_REENABLED | KVM_X86_QUIRK_CD_NW_CLEARED | KVM_X86_QUIRK_LAPIC_MMIO_HOLE |          \
+     KVM_X86_QUIRK_OUT_7E_INC_RIP | KVM_X86_QUIRK_MISC_ENABLE_NO_MWAIT | KVM_X86_QUIRK_FIX_HYPERCALL_INSN | \
+     KVM_X86_QUIRK_MWAIT_NEVER_UD_FAULTS)
+
+static inline bool kvm_check_has_quirk(const struct kvm *kvm, uint64_t quirk)
+{
+    return !(kvm->arch.disabled_quirks & quirk);
+}
 static inline struct kvm_vcpu *kvm_get_vcpu(struct kvm *kvm, int i)
 {
     return kvm->vcpus[i];

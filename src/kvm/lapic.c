@@ -574,15 +574,19 @@ static bool mmio_is_hole(const struct kvm_lapic *apic)
     return !kvm_apic_hw_enabled(apic) || apic_x2apic_mode(apic);
 }
 
-/* Reads within one register; a disabled APIC's page reads as ones, as KVM's without KVM_X86_QUIRK_LAPIC_MMIO_HOLE off.
- */
+static bool mmio_is_the_clients(const struct kvm_lapic *apic)
+{
+    return mmio_is_hole(apic) && kvm_chips(apic->kvm).disabled_quirks & KVM_X86_QUIRK_LAPIC_MMIO_HOLE;
+}
+
+/* Reads within one register. A disabled APIC's page reads as ones (KVM_X86_QUIRK_LAPIC_MMIO_HOLE), or is no APIC's. */
 int kvm_lapic_mmio_read(struct kvm_vcpu *vcpu, uint64_t gpa, int len, void *data)
 {
     struct kvm_lapic *apic = vcpu_apic(vcpu);
     const unsigned offset = gpa & 0xfff, reg = offset & ~15u, byte = offset & 15;
     uint32_t value = 0;
 
-    if (!apic || !in_mmio_range(apic, gpa))
+    if (!apic || !in_mmio_range(apic, gpa) || mmio_is_the_clients(apic))
         return 1;
     memset(data, 0, (size_t)len);
     if (mmio_is_hole(apic)) {
@@ -700,7 +704,8 @@ void kvm_lapic_reset(struct kvm_vcpu *vcpu, bool init_event)
     set_version(apic);
     for (unsigned lvt = APIC_LVTT; lvt <= APIC_LVTERR; lvt += 0x10)
         apic_set(apic, lvt, APIC_LVT_MASKED);
-    if (vcpu_is_bsp(vcpu)) /* as KVM and firmware: the 8259 works from the start (KVM_X86_QUIRK_LINT0_REENABLED) */
+    if (vcpu_is_bsp(vcpu) && /* as KVM and firmware: the 8259 works from the start */
+        !(kvm_chips(apic->kvm).disabled_quirks & KVM_X86_QUIRK_LINT0_REENABLED))
         apic_set(apic, APIC_LVT0, APIC_DM_EXTINT);
     apic_set(apic, APIC_DFR, APIC_DFR_FLAT);
     apic_set(apic, APIC_SPIV, 0xff);

@@ -318,6 +318,21 @@ static int amd_only_set(struct kvm_vcpu *vcpu, const struct msr_access *m)
 }
 
 /* ---- Intel and common ---- */
+/* SDM 4: ENABLE_MONITOR_FSM shows in CPUID, where the client asked for that */
+static int set_misc_enable(struct kvm_vcpu *vcpu, const struct msr_access *m)
+{
+    const bool mwait = (vcpu->arch.ia32_misc_enable ^ m->data) & MISC_ENABLE_MWAIT;
+
+    if (mwait && !kvm_check_has_quirk(vcpu->kvm, KVM_X86_QUIRK_MISC_ENABLE_NO_MWAIT)) {
+        if (!guest_has(vcpu, 1, ECX, 0)) /* SSE3 */
+            return 1;
+        vcpu->arch.ia32_misc_enable = m->data;
+        kvm_update_cpuid_runtime(vcpu);
+    }
+    vcpu->arch.ia32_misc_enable = m->data;
+    return 0;
+}
+
 static int get_platform_info(struct kvm_vcpu *vcpu, struct msr_access *m)
 {
     if (!m->host && !vcpu->kvm->arch.guest_can_read_msr_platform_info)
@@ -402,6 +417,24 @@ static int set_system_time(struct kvm_vcpu *vcpu, const struct msr_access *m)
     return 0;
 }
 
+static int get_steal_time(struct kvm_vcpu *vcpu, struct msr_access *m)
+{
+    m->data = vcpu->arch.steal_msr;
+    return !pv_allowed(vcpu, m->host, KVM_FEATURE_STEAL_TIME);
+}
+
+static int get_pv_eoi(struct kvm_vcpu *vcpu, struct msr_access *m)
+{
+    m->data = vcpu->arch.pv_eoi_msr;
+    return !pv_allowed(vcpu, m->host, KVM_FEATURE_PV_EOI);
+}
+
+static int get_poll_control(struct kvm_vcpu *vcpu, struct msr_access *m)
+{
+    m->data = vcpu->arch.poll_control;
+    return !pv_allowed(vcpu, m->host, KVM_FEATURE_POLL_CONTROL);
+}
+
 static int set_steal_time(struct kvm_vcpu *vcpu, const struct msr_access *m)
 {
     if (!pv_allowed(vcpu, m->host, KVM_FEATURE_STEAL_TIME) || (m->data & KVM_STEAL_RESERVED_MASK))
@@ -484,9 +517,10 @@ static const struct msr_row rows[] = {
     CONST(0x186, 0x187, 0, IGNORED),                               /* IA32_PERFEVTSEL0-1 */
     CONST(0x198, 0x198, 1000ull | 4ull << 40, READ_ONLY),          /* IA32_PERF_STATUS, as Linux's KVM */
     CONST(0x199, 0x199, 0, IGNORED),                               /* IA32_PERF_CTL */
-    KEPT(0x1a0, ia32_misc_enable, ALL, LISTED),                    /* IA32_MISC_ENABLE */
+    KEPT_SET(0x1a0, ia32_misc_enable, LISTED, set_misc_enable),    /* IA32_MISC_ENABLE */
     PROCESSOR(0x1d9, 0x1d9, 0),                                    /* IA32_DEBUGCTL */
     CONST(0x1db, 0x1de, 0, READ_ONLY),                             /* LASTBRANCHFROMIP ... LASTINTTOIP: no LBR */
+    KEPT(0x1fc, power_ctl, ALL, LISTED),                           /* MSR_POWER_CTL */
     {0x200, 0x20f, ARCH(mtrr_var), ALL, 0, 0, NULL, set_mtrr_var}, /* IA32_MTRR_PHYSBASE0 ... PHYSMASK7 */
     BY(0x250, 0x250, 0, get_mtrr_fixed, set_mtrr_fixed),           /* IA32_MTRR_FIX64K_00000 */
     BY(0x258, 0x259, 0, get_mtrr_fixed, set_mtrr_fixed),           /* IA32_MTRR_FIX16K_80000, A0000 */
@@ -499,9 +533,9 @@ static const struct msr_row rows[] = {
     BY(0x800, 0x8ff, 0, get_x2apic, set_x2apic),
     BY(MSR_KVM_WALL_CLOCK_NEW, MSR_KVM_WALL_CLOCK_NEW, LISTED, get_wall_clock, set_wall_clock),
     BY(MSR_KVM_SYSTEM_TIME_NEW, MSR_KVM_SYSTEM_TIME_NEW, LISTED, get_system_time, set_system_time),
-    KEPT_SET(MSR_KVM_STEAL_TIME, steal_msr, LISTED, set_steal_time),
-    KEPT_SET(MSR_KVM_PV_EOI_EN, pv_eoi_msr, LISTED, set_pv_eoi),
-    KEPT_SET(MSR_KVM_POLL_CONTROL, poll_control, LISTED, set_poll_control),
+    BY(MSR_KVM_STEAL_TIME, MSR_KVM_STEAL_TIME, LISTED, get_steal_time, set_steal_time),
+    BY(MSR_KVM_PV_EOI_EN, MSR_KVM_PV_EOI_EN, LISTED, get_pv_eoi, set_pv_eoi),
+    BY(MSR_KVM_POLL_CONTROL, MSR_KVM_POLL_CONTROL, LISTED, get_poll_control, set_poll_control),
     BY(0xc0000080, 0xc0000080, 0, get_efer, set_efer),             /* IA32_EFER */
     PROCESSOR(0xc0000081, 0xc0000084, LISTED),                     /* STAR, LSTAR, CSTAR, FMASK */
     PROCESSOR(0xc0000100, 0xc0000101, 0),                          /* FS.base, GS.base: in SREGS for the client */

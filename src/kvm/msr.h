@@ -10,6 +10,7 @@
 
 #define MISC_ENABLE_BTS_UNAVAIL  (1ull << 11)
 #define MISC_ENABLE_PEBS_UNAVAIL (1ull << 12)
+#define MISC_ENABLE_MWAIT        (1ull << 18)
 
 #define HWCR_MC_STATUS_WR_EN    (1ull << 18)
 #define HWCR_TSC_FREQ_SEL       (1ull << 24)

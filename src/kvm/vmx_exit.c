@@ -194,8 +194,18 @@ static int handle_vmx_instruction(struct kvm_vcpu *vcpu)
     return 1;
 }
 
-static int handle_skip(struct kvm_vcpu *vcpu) /* INVD, WBINVD: memory is coherent; MONITOR, MWAIT: not in CPUID */
+static int handle_skip(struct kvm_vcpu *vcpu) /* INVD, WBINVD: memory is coherent */
 {
+    return kvm_skip_emulated_instruction(vcpu);
+}
+
+/* MONITOR and MWAIT are no-ops, or #UD where the guest's CPUID lacks them and the client asked for that. */
+static int handle_monitor(struct kvm_vcpu *vcpu)
+{
+    if (!kvm_check_has_quirk(vcpu->kvm, KVM_X86_QUIRK_MWAIT_NEVER_UD_FAULTS) && !guest_cpuid_has(vcpu, 1, 'c', 3)) {
+        kvm_queue_exception(vcpu, VEC_UD);
+        return 1;
+    }
     return kvm_skip_emulated_instruction(vcpu);
 }
 
@@ -253,6 +263,8 @@ static int handle_ept_violation(struct kvm_vcpu *vcpu)
     if (!(vcpu->arch.vmx->idt_vectoring_info & INTR_INFO_VALID) && (qual & EPTQ_NMI_UNBLOCK))
         vmx_set_nmi_mask(vcpu, true);
     r = kvm_tdp_page_fault(vcpu, gpa, qual);
+    if (!r && (qual & EPTQ_GLA_VALID) && !(qual & EPTQ_GLA_XLAT)) /* the guest's page tables are no RAM: as in Linux */
+        return kvm_emulation_failure(vcpu);
     return r ?: handle_mmio(vcpu, gpa);
 }
 
@@ -294,8 +306,8 @@ static const struct exit_row {
     [EXIT_REASON_IO_INSTRUCTION] = {handle_io},
     [EXIT_REASON_MSR_READ] = {kvm_emulate_rdmsr},
     [EXIT_REASON_MSR_WRITE] = {kvm_emulate_wrmsr},
-    [EXIT_REASON_MWAIT_INSTRUCTION] = {handle_skip},
-    [EXIT_REASON_MONITOR_INSTRUCTION] = {handle_skip},
+    [EXIT_REASON_MWAIT_INSTRUCTION] = {handle_monitor},
+    [EXIT_REASON_MONITOR_INSTRUCTION] = {handle_monitor},
     [EXIT_REASON_PAUSE_INSTRUCTION] = {handle_pause},
     [EXIT_REASON_EPT_VIOLATION] = {handle_ept_violation, true},
     [EXIT_REASON_EPT_MISCONFIG] = {handle_ept_misconfig, true},

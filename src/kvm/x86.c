@@ -145,7 +145,8 @@ bool kvm_arch_vcpu_runnable(struct kvm_vcpu *vcpu)
 
 static bool signal_pending(struct kvm_vcpu *vcpu)
 {
-    if (atomic_load(&vcpu->signal_arrived) || *(volatile uint8_t *)&vcpu->run->immediate_exit)
+    if (atomic_load(&vcpu->signal_arrived) || atomic_load(&vcpu->interrupted) ||
+        *(volatile uint8_t *)&vcpu->run->immediate_exit)
         return true;
     return unlikely(vcpu->sigset_active) && kvm_sigset_pending(vcpu);
 }
@@ -369,6 +370,7 @@ static int vcpu_run(struct kvm_vcpu *vcpu)
         }
         if (signal_pending(vcpu)) {
             atomic_store(&vcpu->signal_arrived, false);
+            atomic_store(&vcpu->interrupted, false);
             vcpu->run->exit_reason = KVM_EXIT_INTR;
             return -EINTR;
         }
@@ -384,7 +386,8 @@ static int run_uninitialized(struct kvm_vcpu *vcpu)
     if (lapic_in_kernel(vcpu) && kvm_apic_accept_events(vcpu) < 0)
         return 0;
     kvm_check_request(KVM_REQ_UNBLOCK, vcpu);
-    if (atomic_exchange(&vcpu->signal_arrived, false) || *(volatile uint8_t *)&vcpu->run->immediate_exit) {
+    if (atomic_exchange(&vcpu->signal_arrived, false) | atomic_exchange(&vcpu->interrupted, false) ||
+        *(volatile uint8_t *)&vcpu->run->immediate_exit) {
         vcpu->run->exit_reason = KVM_EXIT_INTR;
         return -EINTR;
     }

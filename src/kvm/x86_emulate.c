@@ -5,6 +5,7 @@
 #include "x86.h"
 #include <errno.h>
 #include <linux/kvm_para.h>
+#include <sched.h>
 #include <string.h>
 
 static uint8_t *pio_page(struct kvm_vcpu *vcpu)
@@ -64,7 +65,7 @@ static unsigned read_insn_bytes(struct kvm_vcpu *vcpu, uint8_t *buf, unsigned n)
 
 /* api.rst, KVM_EXIT_INTERNAL_ERROR: with the instruction's bytes where they can be read. Code of CPL 3 hurts itself
  * only. */
-static int handle_emulation_failure(struct kvm_vcpu *vcpu)
+int kvm_emulation_failure(struct kvm_vcpu *vcpu)
 {
     struct kvm_run *run = vcpu->run;
     uint8_t bytes[15];
@@ -235,7 +236,7 @@ static int emulation_result(struct kvm_vcpu *vcpu, enum emul result)
             kvm_queue_exception(vcpu, fault->vector);
         return 1;
     default:
-        return handle_emulation_failure(vcpu);
+        return kvm_emulation_failure(vcpu);
     }
 }
 
@@ -316,7 +317,8 @@ int kvm_fast_pio(struct kvm_vcpu *vcpu, int size, uint16_t port, bool in)
         return kvm_skip_emulated_instruction(vcpu);
     memcpy(pio_page(vcpu), &value, (unsigned)size);
     exit_pio(vcpu, port, (unsigned)size, in, 1);
-    if (!in && port == 0x7e) { /* KVM_X86_QUIRK_OUT_7E_INC_RIP: kvmvapic's port, QEMU reads RIP behind it */
+    if (!in && port == 0x7e &&
+        kvm_check_has_quirk(vcpu->kvm, KVM_X86_QUIRK_OUT_7E_INC_RIP)) { /* kvmvapic's port, QEMU reads RIP behind it */
         vcpu->arch.complete_userspace_io = complete_fast_pio_7e;
         kvm_x86_ops->skip_emulated_instruction(vcpu);
         return 0;
@@ -435,6 +437,42 @@ static int64_t hc_clock_pairing(struct kvm_vcpu *vcpu, gpa_t gpa, uint64_t type)
     return kvm_vcpu_write_guest(vcpu, gpa, &pairing, sizeof(pairing)) < 0 ? -KVM_EFAULT : 0;
 }
 
+bool guest_pv_has(struct kvm_vcpu *vcpu, unsigned feature)
+{
+    return !vcpu->arch.pv_cpuid_enforce || guest_cpuid_has(vcpu, 0x40000001, 'a', feature);
+}
+
+/* a0, a1: a bitmap of APIC IDs from a2 on; a3: the interrupt command. The count of those that were reached. */
+static int64_t hc_send_ipi(struct kvm_vcpu *vcpu, const uint64_t *a)
+{
+    const unsigned bits = is_64_bit_mode(vcpu) ? 64 : 32;
+    const struct kvm_lapic_irq irq = {
+        .vector = a[3] & 0xff, .delivery_mode = a[3] & 0x700, .level = a[3] & 0x4000, .trig_mode = a[3] & 0x8000};
+    int64_t count = 0;
+
+    if (!lapic_in_kernel(vcpu))
+        return -KVM_EOPNOTSUPP;
+    if (a[3] & 0xc0800) /* a shorthand or a logical destination */
+        return -KVM_EINVAL;
+    for (unsigned i = 0; i < 2 * bits; i++) {
+        struct kvm_vcpu *to = a[i / bits] >> i % bits & 1 ? kvm_apic_with_id(vcpu->kvm, (uint32_t)a[2] + i) : NULL;
+
+        if (to)
+            count += kvm_apic_set_irq(to, &irq, NULL) > 0;
+    }
+    return count;
+}
+
+/* The host's scheduler knows best whom to run: giving up the processor is all that there is to say. */
+static int64_t hc_sched_yield(struct kvm_vcpu *vcpu, uint64_t apic_id)
+{
+    struct kvm_vcpu *to = lapic_in_kernel(vcpu) ? kvm_apic_with_id(vcpu->kvm, (uint32_t)apic_id) : NULL;
+
+    if (to && to != vcpu)
+        sched_yield();
+    return 0;
+}
+
 static int64_t do_hypercall(struct kvm_vcpu *vcpu, uint64_t nr, const uint64_t *a)
 {
     if (kvm_x86_ops->get_cpl(vcpu) != 0)
@@ -444,11 +482,25 @@ static int64_t do_hypercall(struct kvm_vcpu *vcpu, uint64_t nr, const uint64_t *
         return 0;
     case KVM_HC_CLOCK_PAIRING:
         return hc_clock_pairing(vcpu, a[0], a[1]);
+    case KVM_HC_SEND_IPI:
+        return guest_pv_has(vcpu, KVM_FEATURE_PV_SEND_IPI) ? hc_send_ipi(vcpu, a) : -KVM_ENOSYS;
+    case KVM_HC_SCHED_YIELD:
+        return guest_pv_has(vcpu, KVM_FEATURE_PV_SCHED_YIELD) ? hc_sched_yield(vcpu, a[0]) : -KVM_ENOSYS;
     }
     return -KVM_ENOSYS;
 }
 
-static void hypercall(struct kvm_vcpu *vcpu)
+/* VMCALL and VMMCALL have the same length; an exit for #UD has none of its own. */
+static int skip_hypercall(struct kvm_vcpu *vcpu)
+{
+    const uint64_t rip = kvm_rip_read(vcpu) + 3, rflags = kvm_x86_ops->get_rflags(vcpu);
+
+    kvm_rip_write(vcpu, is_64_bit_mode(vcpu) ? rip : (uint32_t)rip);
+    kvm_x86_ops->set_interrupt_shadow(vcpu, 0);
+    return unlikely(rflags & F_TF) ? kvm_vcpu_do_singlestep(vcpu) : 1;
+}
+
+static int make_hypercall(struct kvm_vcpu *vcpu)
 {
     static const unsigned arg[] = {R_RAX, R_RBX, R_RCX, R_RDX, R_RSI};
     const bool wide = is_64_bit_mode(vcpu);
@@ -462,43 +514,46 @@ static void hypercall(struct kvm_vcpu *vcpu)
     }
     ret = do_hypercall(vcpu, a[0], a + 1);
     kvm_register_write(vcpu, R_RAX, wide ? (uint64_t)ret : (uint32_t)ret);
+    return skip_hypercall(vcpu);
 }
 
-int kvm_emulate_hypercall(struct kvm_vcpu *vcpu)
-{
-    hypercall(vcpu);
-    return kvm_skip_emulated_instruction(vcpu);
-}
+static const uint8_t vmcall[3] = {0x0f, 0x01, 0xc1}, vmmcall[3] = {0x0f, 0x01, 0xd9};
 
-/* A guest that runs on both vendors patches VMCALL or VMMCALL in by CPUID's vendor; the other vendor's is #UD here. As
- * in Linux the right instruction is written over it and run again; where the guest's page is read-only, the call is
- * made. */
+/* The other vendor's instruction: as in Linux the right one is written over it and run again; where the guest's page is
+ * read-only, the call is made. */
 static int fix_hypercall(struct kvm_vcpu *vcpu)
 {
-    static const uint8_t vmcall[3] = {0x0f, 0x01, 0xc1};
+    const uint8_t *native = kvm_guest_vendor_amd(vcpu) ? vmmcall : vmcall;
     const gva_t rip = kvm_get_linear_rip(vcpu);
     gpa_t gpa;
 
+    if (!kvm_check_has_quirk(vcpu->kvm, KVM_X86_QUIRK_FIX_HYPERCALL_INSN)) {
+        kvm_queue_exception(vcpu, VEC_UD);
+        return 1;
+    }
     if ((rip & ~PAGE_MASK) <= PAGE_SIZE - sizeof(vmcall) && kvm_mmu_gva_to_gpa(vcpu, rip, ACC_WRITE, &gpa) == 0 &&
-        slot_for_write(vcpu, gpa) && kvm_vcpu_write_guest(vcpu, gpa, vmcall, sizeof(vmcall)) == 0) {
+        slot_for_write(vcpu, gpa) && kvm_vcpu_write_guest(vcpu, gpa, native, sizeof(vmcall)) == 0) {
         cpu_code_unverify(vcpu->arch.cpu);
         return 1;
     }
-    hypercall(vcpu);
-    kvm_rip_write(vcpu, kvm_rip_read(vcpu) + sizeof(vmcall));
-    kvm_x86_ops->set_interrupt_shadow(vcpu, 0);
-    return 1;
+    return make_hypercall(vcpu);
 }
 
+/* VMCALL, which exits whatever the guest's vendor is */
+int kvm_emulate_hypercall(struct kvm_vcpu *vcpu)
+{
+    return kvm_guest_vendor_amd(vcpu) ? fix_hypercall(vcpu) : make_hypercall(vcpu);
+}
+
+/* #UD is VMMCALL's, or RSM's, or the guest's own. */
 int kvm_handle_ud(struct kvm_vcpu *vcpu)
 {
-    static const uint8_t vmmcall[3] = {0x0f, 0x01, 0xd9};
     uint8_t bytes[3];
 
     if (vcpu->arch.in_smm && read_insn_bytes(vcpu, bytes, 2) == 2 && bytes[0] == 0x0f && bytes[1] == 0xaa)
         return kvm_emulate_rsm(vcpu);
     if (read_insn_bytes(vcpu, bytes, sizeof(bytes)) == sizeof(bytes) && !memcmp(bytes, vmmcall, sizeof(bytes)))
-        return fix_hypercall(vcpu);
+        return kvm_guest_vendor_amd(vcpu) ? make_hypercall(vcpu) : fix_hypercall(vcpu);
     kvm_queue_exception(vcpu, VEC_UD);
     return 1;
 }

@@ -97,6 +97,14 @@ int kvm_set_cr3(struct kvm_vcpu *vcpu, uint64_t cr3)
     return 0;
 }
 
+static bool processor_has(uint32_t leaf, char reg, unsigned bit)
+{
+    struct cpuid_regs r;
+
+    cpu_cpuid(leaf, 0, &r);
+    return (reg == 'b' ? r.ebx : r.ecx) >> bit & 1;
+}
+
 uint64_t kvm_valid_cr4_bits(struct kvm_vcpu *vcpu)
 {
     static const struct {
@@ -108,12 +116,14 @@ uint64_t kvm_valid_cr4_bits(struct kvm_vcpu *vcpu)
         {CR4_UMIP, 7, 'c', 2}, {CR4_FSGSBASE, 7, 'b', 0}, {CR4_PCIDE, 1, 'c', 17}, {CR4_OSXSAVE, 1, 'c', 26},
         {CR4_SMEP, 7, 'b', 7}, {CR4_SMAP, 7, 'b', 20},    {CR4_VMXE, 1, 'c', 5},
     };
+    const bool any = !vcpu->arch.cpuid; /* before KVM_SET_CPUID2: what the processor has */
     uint64_t valid = CR4_ALWAYS;
 
     for (unsigned i = 0; i < ARRAY_SIZE(rows); i++)
-        if (guest_cpuid_has(vcpu, rows[i].leaf, rows[i].reg, rows[i].shift))
+        if (any ? processor_has(rows[i].leaf, rows[i].reg, rows[i].shift)
+                : guest_cpuid_has(vcpu, rows[i].leaf, rows[i].reg, rows[i].shift))
             valid |= rows[i].bit;
-    return valid;
+    return any && !kvm_params.nested ? valid & ~CR4_VMXE : valid;
 }
 
 bool kvm_is_valid_cr4(struct kvm_vcpu *vcpu, uint64_t cr4)

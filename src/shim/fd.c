@@ -13,7 +13,7 @@ EXPORT int ioctl(int fd, unsigned long request, ...)
     va_start(ap, request);
     arg = va_arg(ap, void *);
     va_end(ap);
-    return _IOC_TYPE(request) == KVMIO ? anykvm_ioctl(fd, request, arg) : REAL(ioctl)(fd, request, arg);
+    return _IOC_TYPE(request) == KVMIO ? shim_kvm_ioctl(fd, request, arg) : REAL(ioctl)(fd, request, arg);
 }
 
 EXPORT void *mmap(void *at, size_t len, int prot, int flags, int fd, off_t off)

@@ -12,6 +12,7 @@
 #include <dirent.h>
 #include <errno.h>
 #include <fcntl.h>
+#include <pthread.h>
 #include <signal.h>
 #include <spawn.h>
 #include <stdarg.h>
@@ -44,7 +45,7 @@ __sighandler_t __sysv_signal(int, __sighandler_t), bsd_signal(int, __sighandler_
         X(openat64) X(__open_2) X(__open64_2) X(__openat_2) X(__openat64_2) X(access) X(eaccess) X(faccessat) X(stat)  \
             X(stat64) X(lstat) X(lstat64) X(fstat) X(fstat64) X(fstatat) X(fstatat64) X(statx) X(__xstat) X(__xstat64) \
                 X(__lxstat) X(__lxstat64) X(__fxstatat) X(__fxstatat64) X(sigaction) X(pthread_sigmask) X(sigprocmask) \
-                    X(execve) X(execvpe) X(posix_spawn) X(posix_spawnp)
+                    X(execve) X(execvpe) X(pthread_cancel) X(posix_spawn) X(posix_spawnp)
 
 enum real_name {
 #define X(name) REAL_##name,
@@ -61,6 +62,7 @@ static inline void *shim_function(enum real_name which)
 }
 #define REAL(name) ((__typeof__(&name))shim_function(REAL_##name))
 
+int shim_kvm_ioctl(int fd, unsigned long request, void *arg); /* cancel.c */
 /* Does the path, seen from dirfd, name /dev/kvm? */
 bool shim_is_kvm(int dirfd, const char *path);
 

@@ -93,6 +93,7 @@ void guest_side_init(const char *engine)
     s->tr.attr = 0x8b;
     s->ldtr.attr = AR_UNUSABLE;
     translated = !strcmp(engine, "jit");
+    cpu_engine_start(cpu);
     host_enter(cpu);
     guest_mode(MODE_64);
 }
