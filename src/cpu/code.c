@@ -85,22 +85,29 @@ static void cross_unlink(struct block *b)
     b->page2->nblocks--;
 }
 
+static void tell_engines(struct code_pages *c, const struct killed *k)
+{
+    c->kill_ring[c->kills % KILL_RING] = *k;
+    atomic_fetch_add(&c->kills, 1);
+    for (unsigned i = 0; i < c->ncpus; i++) /* they leave what they made of it */
+        if (c->cpus[i]->code->running && c->cpus[i]->flatu)
+            atomic_fetch_or(&c->cpus[i]->attention, ATT_UNVERIFY);
+}
+
 /* Take it out. alone: its page lives on, so that links to it must go. */
 static void block_kill(struct code_pages *c, struct code_page *p, struct block *b, bool alone)
 {
-    _Atomic(struct block *) *link = &p->bucket[bucket_of(b->hva)];
+    const hva_t hva = b->hva;
+    _Atomic(struct block *) *link = &p->bucket[bucket_of(hva)];
 
     while (*link != b)
         link = &(*link)->next;
     *link = b->next;
     if (b->page2)
         cross_unlink(b);
-    c->kill_ring[c->kills % KILL_RING] = (struct killed){.hva = b->hva, .key = b->key, .serial = b->serial};
     atomic_store(&b->hva, 0);
-    atomic_fetch_add(&c->kills, 1);
-    for (unsigned i = 0; i < c->ncpus; i++) /* they leave what they made of it */
-        if (c->cpus[i]->code->running && c->cpus[i]->flatu)
-            atomic_fetch_or(&c->cpus[i]->attention, ATT_UNVERIFY);
+    if (atomic_load(&b->translated)) /* who translates it says so first and looks at hva afterwards */
+        tell_engines(c, &(struct killed){.hva = hva, .key = b->key, .serial = b->serial});
     for (unsigned i = 0; i <= b->n; i++)
         __atomic_store_n(&b->insn[i].fn, in_stale, __ATOMIC_RELEASE);
     p->nblocks--;
@@ -214,6 +221,34 @@ static void code_evict(struct cpu *cpu)
 {
     cpu->counters[CC_code_evictions]++;
     code_evict_all(cpu->domain->code);
+}
+
+static void page_sweep(struct code_pages *c, struct code_page *p)
+{
+    for (unsigned i = 0; i < PAGE_BUCKETS; i++) {
+        struct block *next;
+
+        for (struct block *b = p->bucket[i]; b; b = next) {
+            const uint32_t heat = __atomic_load_n(&b->heat, __ATOMIC_RELAXED);
+
+            next = b->next;
+            if (!heat || atomic_load_explicit(&b->translated, memory_order_relaxed))
+                continue;
+            if (heat == b->swept)
+                block_kill(c, p, b, true);
+            else
+                b->swept = heat;
+        }
+    }
+}
+
+static void code_sweep(struct code_pages *c)
+{
+    code_lock(c);
+    for (unsigned n = 0; n < SWEEP_SLOTS; n++)
+        for (struct code_page *p = c->hash[c->sweep++ % PAGES_HASH]; p; p = p->next)
+            page_sweep(c, p);
+    code_unlock(c);
 }
 
 void code_ack(struct cpu *cpu)
@@ -393,7 +428,8 @@ static unsigned decode_block(struct cpu *cpu, const uint8_t *buf, unsigned len, 
 static struct block *block_alloc(struct code_pages *c, struct code_page *p, uint32_t key, const struct insn *insns,
                                  unsigned n, const uint8_t *src, unsigned bytes)
 {
-    const size_t size = sizeof(struct block) + (n + 1) * sizeof(struct insn) + bytes;
+    /* of the instruction behind the last, there is a function only */
+    const size_t size = sizeof(struct block) + n * sizeof(struct insn) + sizeof(insn_fn *) + bytes;
     struct block *b;
 
     code_lock(c);
@@ -408,9 +444,8 @@ static struct block *block_alloc(struct code_pages *c, struct code_page *p, uint
     b->page = p;
     b->size = (size + 63) & ~63ull;
     memcpy(b->insn, insns, n * sizeof(*insns));
-    memset(&b->insn[n], 0, sizeof(b->insn[n]));
-    b->insn[n].fn = in_block_end;
-    b->src = (uint8_t *)&b->insn[n + 1];
+    *(insn_fn **)&b->insn[n] = in_block_end;
+    b->src = (uint8_t *)&b->insn[n] + sizeof(insn_fn *);
     memcpy(b->src, src, bytes);
     return b;
 }
@@ -488,6 +523,8 @@ static void make_begin(struct cpu *cpu)
     host_fpu_save(cpu);
     if (unlikely(c->bytes > CODE_LIMIT))
         code_evict(cpu);
+    else if (unlikely(c->bytes > CODE_SWEEP))
+        code_sweep(c);
     code_reap(cpu, c);
 }
 

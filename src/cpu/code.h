@@ -17,7 +17,8 @@
  * it, stamps of both must be right, and its second page is translated at each look-up, for it may lie elsewhere.
  *
  * Memory: dead blocks are freed when each cpu that is in the run loop has emptied its look-up cache and holds none
- * (code_ack()). Everything is evicted when the limit is reached. */
+ * (code_ack()). Where a translator counts, blocks that were interpreted a few times and not lately go first: what runs
+ * once, at boot, is a large part. Everything is evicted when the limit is reached. */
 #ifndef CPU_CODE_H
 #define CPU_CODE_H
 
@@ -26,6 +27,8 @@
 
 #define BLOCK_INSNS    32u
 #define CODE_LIMIT     (48ull << 20) /* bytes of blocks and pages; at most about the same again waits to be freed */
+#define CODE_SWEEP     (24ull << 20) /* bytes from which blocks go that an engine with a translator has found cold */
+#define SWEEP_SLOTS    4u            /* slots of the pages' hash that are looked through for each block that is made */
 #define CODE_RETIRE    (2ull << 20)  /* dead bytes that are worth asking the cpus */
 #define PAGE_BUCKETS   32u
 #define PAGES_HASH     8192u
@@ -49,11 +52,12 @@ struct block {
     _Atomic(struct block *) succ[2]; /* successors in this page */
     unsigned rotate;                 /* which of them is replaced next */
     uint32_t size;                   /* of the allocation */
-    uint32_t heat;                   /* the translator's: times it was interpreted */
+    uint32_t heat, swept;            /* the translator's: times it was interpreted; ... when it was last looked at */
+    _Atomic bool translated;         /* an engine has made something of it */
     uint64_t serial;                 /* no two blocks of a domain have the same: memory is used again, this is not */
     _Atomic(struct block *) next;    /* in the bucket */
     uint8_t *src;                    /* source bytes, behind insn[n] */
-    struct insn insn[];              /* n, then one whose function is in_block_end */
+    struct insn insn[];              /* n, then the function alone of one more: in_block_end */
 };
 
 enum page_state { PAGE_OPEN, PAGE_PENDING, PAGE_PROTECTED };
@@ -86,14 +90,15 @@ struct killed {
 };
 
 struct code_pages {
-    _Atomic uint64_t
-        kills; /* blocks killed so far; the last of them are in the ring: an engine drops what it made of them */
+    _Atomic uint64_t kills; /* translated blocks killed so far; the last of them are in the ring: an engine drops what
+                               it made of them */
     struct killed kill_ring[KILL_RING];
     _Atomic uint32_t lock;    /* a spin lock: leaf, held for microseconds, never while waiting for a cpu */
     _Atomic uint64_t gen;     /* part of all stamps */
     uint64_t serial;          /* of the last block */
     _Atomic uint64_t reclaim; /* grows with each request to let go of dead blocks */
     uint64_t bytes, dead_bytes;
+    unsigned sweep;               /* the next slot */
     struct pool pool;             /* of blocks */
     struct block *dead, *waiting; /* linked by next; waiting: until all cpus have seen reclaim */
     struct code_page *dead_pages, *waiting_pages;

@@ -10,6 +10,13 @@
 #define CHUNK       32768ull /* bytes of a table that are populated at once: 2,048 pages, 8 MB of linear space */
 #define CHUNKS_MAX  2048u    /* then everything is dropped and given back: 64 MB of tables */
 #define CHUNK_SLOTS 8192u
+#define CHUNKS_KEEP 64u /* more than that: those that nothing was filled in lately are given back ... */
+#define LATELY      16u /* ... changes of address space ago */
+#define OFTEN       256u
+/* What a page of the host's page tables maps of ours: 512 MB of linear space; only unmapping gives such pages back. */
+#define REGION_BITS 29u
+#define REGIONS     (1u << (48 - REGION_BITS)) /* a table */
+#define REGIONS_MAX 2048u
 #define GLOBALS     1024u
 #define GLOBAL_EXEC 1024u
 
@@ -27,9 +34,19 @@ struct flat_unit {
     uint64_t exec_seen[64]; /* a filter: pages that flat_note_exec() named since exec_gen[1] changed */
     bool upper_local;       /* code of the upper half that is not global was seen */
     struct flat_log local, global;
-    uint64_t chunk[CHUNK_SLOTS]; /* hash set: chunk address; 0: free */
+    struct chunk {
+        uint64_t at; /* 0: free */
+        uint32_t used;
+        bool filled;      /* all of it is there: not just what was looked at, which costs a page on some hosts */
+        uint32_t global;  /* == drops: has entries that a change of address space leaves */
+    } chunk[CHUNK_SLOTS]; /* hash set */
     unsigned chunks;
-    uint64_t global_page[GLOBALS]; /* linear page | 1: the last walk found it global */
+    uint32_t changes, trimmed, emptied; /* of address space; when chunks were last given back, and all of them */
+    unsigned keep;                      /* more chunks than that: all are */
+    uint32_t drops;                     /* times that all entries were dropped, from 1 on */
+    unsigned regions;
+    uint64_t region[(AM_COUNT + 1) * REGIONS / 64]; /* bit set: looked at */
+    uint64_t global_page[GLOBALS];                  /* linear page | 1: the last walk found it global */
     struct {
         gva_t page; /* | access mode */
         hva_t hva;
@@ -52,6 +69,19 @@ static uint64_t base_of(const struct flat_unit *f, unsigned am)
     return (uint64_t)f->table[am] - CPU_SPAN + FLAT_BASE;
 }
 
+static void *reserve(void *at, size_t size)
+{
+    void *p = mmap(at, size, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE | (at ? MAP_FIXED : 0),
+                   -1, 0);
+
+    if (p == MAP_FAILED)
+        return p;
+    madvise(p, size, MADV_NOHUGEPAGE);
+    madvise(p, size, MADV_DONTFORK);
+    madvise(p, size, MADV_DONTDUMP);
+    return p;
+}
+
 int flat_init(struct cpu *cpu)
 {
     struct flat_unit *f = calloc(1, sizeof(*f));
@@ -59,8 +89,7 @@ int flat_init(struct cpu *cpu)
     if (!f)
         return -1;
     for (unsigned i = 0; i <= AM_COUNT; i++) {
-        uint8_t *p = mmap(NULL, CPU_SPAN + FLAT_SIZE, PROT_READ | PROT_WRITE,
-                          MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
+        uint8_t *p = reserve(NULL, CPU_SPAN + FLAT_SIZE);
 
         if (p == MAP_FAILED ||
             mremap(cpu, 0, CPU_SPAN, MREMAP_MAYMOVE | MREMAP_FIXED, p) == MAP_FAILED) { /* old size 0: once more */
@@ -69,12 +98,14 @@ int flat_init(struct cpu *cpu)
             free(f);
             return -1;
         }
-        madvise(p, CPU_SPAN + FLAT_SIZE, MADV_NOHUGEPAGE);
-        madvise(p, CPU_SPAN + FLAT_SIZE, MADV_DONTFORK);
-        madvise(p, CPU_SPAN + FLAT_SIZE, MADV_DONTDUMP);
+        madvise(p, CPU_SPAN, MADV_DONTFORK);
+        madvise(p, CPU_SPAN, MADV_DONTDUMP);
         f->table[i] = p + CPU_SPAN;
     }
     f->next_gen = 256;
+    f->drops = 1;
+    f->keep = 2 * CHUNKS_KEEP;
+    f->emptied = -OFTEN;
     cpu->exec_gen[0] = cpu->exec_gen[1] = 128; /* multiples of 128: attention bits are below */
     cpu->flatu = f;
     cpu->flat = base_of(f, AM_COUNT);
@@ -98,6 +129,16 @@ static uint64_t *entry(struct flat_unit *f, unsigned am, gva_t gva)
     return (uint64_t *)(f->table[am] + (gva & FLAT_INDEX_MASK) / PAGE_SIZE * FLAT_ENTRY);
 }
 
+static struct chunk *chunk_find(struct flat_unit *f, uint64_t at)
+{
+    unsigned i = hash(at / CHUNK, 13);
+
+    while (f->chunk[i].at && f->chunk[i].at != at)
+        i = (i + 1) % CHUNK_SLOTS;
+    return &f->chunk[i];
+}
+_Static_assert(CHUNK_SLOTS == 1 << 13, "chunk_find");
+
 static void log_clear(struct flat_unit *f, struct flat_log *log)
 {
     for (uint32_t i = 0; i < log->n; i++) {
@@ -114,6 +155,12 @@ static void exec_gen_global(struct cpu *cpu)
     cpu->exec_gen[1] = cpu->exec_gen[0];
     memset(cpu->flatu->spaces, 0, sizeof(cpu->flatu->spaces));
     memset(cpu->flatu->exec_seen, 0, sizeof(cpu->flatu->exec_seen));
+}
+
+void flat_restart_generations(struct cpu *cpu)
+{
+    cpu->flatu->next_gen = 0;
+    exec_gen_global(cpu);
 }
 
 void flat_note_exec(struct cpu *cpu, gva_t gva)
@@ -189,6 +236,7 @@ void flat_drop_all(struct cpu *cpu)
         return;
     log_clear(f, &f->local);
     log_clear(f, &f->global);
+    f->drops++;
     memset(f->global_exec, 0, sizeof(f->global_exec));
     exec_gen_global(cpu);
 }
@@ -217,7 +265,7 @@ void flat_drop_page(struct cpu *cpu, gva_t gva)
 
         if (f->global_exec[n].page == ((gva & PAGE_MASK) | am))
             f->global_exec[n].page = 0;
-        if (e[0] | e[1]) /* a read of an untouched table page finds the zero page */
+        if (chunk_find(f, (uint64_t)e & ~(CHUNK - 1))->at) /* a look at an untouched page costs one on some hosts */
             e[0] = e[1] = 0;
     }
     if (!exec_seen(f, gva))
@@ -262,6 +310,9 @@ static uint64_t space_gen(struct flat_unit *f, const void *space, uint32_t gener
     return f->spaces[i].gen;
 }
 
+static void trim(struct cpu *);
+static void trim_globals(struct cpu *);
+
 void flat_select(struct cpu *cpu, const void *space, uint32_t generation, const uint64_t world[3])
 {
     struct flat_unit *f = cpu->flatu;
@@ -279,6 +330,10 @@ void flat_select(struct cpu *cpu, const void *space, uint32_t generation, const 
         f->space = space;
         f->generation = generation;
         log_clear(f, &f->local);
+        if (++f->changes - f->trimmed > LATELY / 2 && f->chunks > CHUNKS_KEEP)
+            trim(cpu);
+        if (unlikely(f->chunks > f->keep))
+            trim_globals(cpu);
         if (unlikely(f->upper_local))
             exec_gen_global(cpu);
         cpu->exec_gen[0] = space_gen(f, space, generation);
@@ -301,39 +356,86 @@ void flat_note_global(struct cpu *cpu, gva_t gva, enum acc_mode am, bool global)
         f->global_page[hash(page, 10)] = global ? page | 1 : 0;
 }
 
-/* Give everything back: a guest may touch a page in each of very many chunks. */
+/* Give everything back: a guest may touch a page in each of very many chunks, or look at addresses all over. */
 static void give_back(struct cpu *cpu)
 {
     struct flat_unit *f = cpu->flatu;
 
+    host_fpu_save(cpu);
     flat_drop_all(cpu);
-    for (unsigned i = 0; i < CHUNK_SLOTS; i++)
-        if (f->chunk[i])
-            madvise((void *)f->chunk[i], CHUNK, MADV_DONTNEED);
+    for (unsigned i = 0; i <= AM_COUNT; i++)
+        if (reserve(f->table[i], FLAT_SIZE) == MAP_FAILED)
+            madvise(f->table[i], FLAT_SIZE, MADV_DONTNEED); /* no room for the moment: what is mapped stays */
     memset(f->chunk, 0, sizeof(f->chunk));
-    f->chunks = 0;
+    memset(f->region, 0, sizeof(f->region));
+    f->chunks = f->regions = 0;
 }
 
-static void chunk_touch(struct cpu *cpu, const void *e)
+/* The local entries are gone: chunks that no recent address space used go too, or each process that was would stay. */
+static void trim(struct cpu *cpu)
 {
     struct flat_unit *f = cpu->flatu;
-    const uint64_t chunk = (uint64_t)e & ~(CHUNK - 1);
-    unsigned i = hash(chunk / CHUNK, 13);
+    struct chunk keep[CHUNKS_MAX];
+    unsigned n = 0;
 
-    while (f->chunk[i] && f->chunk[i] != chunk)
-        i = (i + 1) % CHUNK_SLOTS;
-    if (f->chunk[i])
-        return;
     host_fpu_save(cpu);
-    if (f->chunks == CHUNKS_MAX) {
-        give_back(cpu);
-        i = hash(chunk / CHUNK, 13);
+    f->trimmed = f->changes;
+    for (struct chunk *c = f->chunk; c < f->chunk + CHUNK_SLOTS; c++) {
+        if (c->at && (c->global == f->drops || f->changes - c->used <= LATELY))
+            keep[n++] = *c;
+        else if (c->at)
+            madvise((void *)c->at, CHUNK, MADV_DONTNEED);
     }
-    f->chunk[i] = chunk;
-    f->chunks++;
-    madvise((void *)chunk, CHUNK, MADV_POPULATE_WRITE);
+    memset(f->chunk, 0, sizeof(f->chunk));
+    f->chunks = n;
+    while (n--)
+        *chunk_find(f, keep[n].at) = keep[n];
 }
-_Static_assert(CHUNK_SLOTS == 1 << 13, "chunk_touch");
+
+/* Entries of global pages stay for good: once in a while they go as well. A guest that soon has as many again is given
+ * more room. */
+static void trim_globals(struct cpu *cpu)
+{
+    struct flat_unit *f = cpu->flatu;
+    const uint32_t since = f->changes - f->emptied;
+
+    if (since < OFTEN && f->keep < CHUNKS_MAX)
+        f->keep *= 2;
+    else if (since > 4 * OFTEN && f->keep > 2 * CHUNKS_KEEP)
+        f->keep /= 2;
+    f->emptied = f->changes;
+    give_back(cpu);
+}
+
+static struct chunk *chunk_touch(struct cpu *cpu, unsigned table, gva_t gva)
+{
+    struct flat_unit *f = cpu->flatu;
+    const uint64_t at = (uint64_t)entry(f, table, gva) & ~(CHUNK - 1);
+    const uint32_t region = table * REGIONS | (uint32_t)((gva & FLAT_INDEX_MASK) >> REGION_BITS);
+    struct chunk *c = chunk_find(f, at);
+
+    if (unlikely(!c->at)) {
+        const bool known = f->region[region / 64] >> region % 64 & 1;
+
+        if (f->chunks == CHUNKS_MAX || (!known && f->regions == REGIONS_MAX)) {
+            give_back(cpu);
+            c = chunk_find(f, at);
+        }
+        f->regions += !known;
+        f->region[region / 64] |= 1ull << region % 64;
+        *c = (struct chunk){.at = at};
+        f->chunks++;
+    }
+    c->used = f->changes;
+    return c;
+}
+
+void flat_looked_at(struct cpu *cpu, gva_t gva)
+{
+    const unsigned am = cpu->s.acc_mode;
+
+    chunk_touch(cpu, likely(cpu->flat == base_of(cpu->flatu, am)) ? am : AM_COUNT, gva);
+}
 
 void flat_fill(struct cpu *cpu, gva_t gva)
 {
@@ -344,6 +446,7 @@ void flat_fill(struct cpu *cpu, gva_t gva)
     const bool global = gva >> 63 && f->global_page[hash(page, 10)] == (page | 1);
     struct flat_log *log = global ? &f->global : &f->local;
     uint64_t *e, read, write;
+    struct chunk *c;
 
     if (cpu->flat != base_of(f, am) || !cpu_canonical(gva))
         return;
@@ -352,7 +455,14 @@ void flat_fill(struct cpu *cpu, gva_t gva)
     if (!(read | write))
         return;
     e = entry(f, am, gva);
-    chunk_touch(cpu, e);
+    c = chunk_touch(cpu, am, gva);
+    if (!c->filled) {
+        host_fpu_save(cpu);
+        madvise((void *)c->at, CHUNK, MADV_POPULATE_WRITE);
+        c->filled = true;
+    }
+    if (global)
+        c->global = f->drops;
     if (!(e[0] | e[1])) {
         if (log->n == LOG_MAX)
             log_clear(f, log);

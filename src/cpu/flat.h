@@ -21,9 +21,13 @@ int flat_init(struct cpu *); /* reserves the tables; -1 where the address space 
 void flat_destroy(struct cpu *);
 /* Copy what the tagged TLB knows of gva's page in the current access mode. */
 void flat_fill(struct cpu *, gva_t gva);
+/* Translated code looked at the entry of this address, which need not be there: bounds what that costs the host. */
+void flat_looked_at(struct cpu *, gva_t gva);
 
 /* The engine keeps a way to gva's page that it guards by exec_gen alone. */
 void flat_note_exec(struct cpu *, gva_t gva);
+/* Small numbers again: the engine has forgotten all that it guarded by them. */
+void flat_restart_generations(struct cpu *);
 /* What pages show may have changed without a flush: all such ways end. */
 void flat_exec_changed(struct cpu *);
 

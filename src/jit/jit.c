@@ -215,7 +215,17 @@ static struct jit_block *translate_now(struct jit *j, struct block *b, gva_t rip
         return NULL;
     }
     host_fpu_save(j->cpu);
-    return jit_translate(j, b, rip);
+    jb = jit_translate(j, b, rip);
+    for (struct jit_block *x = jb; x;) {
+        const hva_t hva = atomic_load(&x->b->hva);
+
+        if (!hva || hva != x->hva) { /* killed by another cpu, perhaps before it was told that this is translated */
+            block_drop(j, jb);
+            return NULL;
+        }
+        x = x->unit_next == jb ? NULL : x->unit_next;
+    }
+    return jb;
 }
 
 /* false: it is not what memory holds any more. A block that is new leads to older ones of its page. */
@@ -519,8 +529,11 @@ static uint64_t slow_insn(struct jit *j, const struct jit_desc *d)
     int st;
 
     s->rip = s->hot_spare[HOT_PAGE] + (int64_t)d->disp;
-    if (d->size)
+    if (d->size) {
         gva = access_address(cpu, in);
+        flat_looked_at(cpu, gva);
+        flat_looked_at(cpu, gva + 63); /* what it reaches into */
+    }
     j->slow_ops[in->op]++;
     st = in->fn(cpu, in);
     cpu->counters[CC_insns]++;
@@ -644,6 +657,15 @@ static int safepoint(struct jit *j)
     return st;
 }
 
+/* Links hold 31 bits of them. */
+static void restart_generations(struct jit *j)
+{
+    cache_reset(j);
+    memset(j->salts, 0, sizeof(j->salts));
+    memset(j->salt, 0, sizeof(j->salt));
+    flat_restart_generations(j->cpu);
+}
+
 static int run_some(struct jit *j)
 {
     struct cpu *cpu = j->cpu;
@@ -662,6 +684,8 @@ static int run_some(struct jit *j)
         return interp_one_step(cpu);
     if (unlikely(cache_full(j)))
         cache_reset(j);
+    else if (unlikely((cpu->exec_gen[0] | cpu->exec_gen[1]) >> 30))
+        restart_generations(j);
     jb = next_block(j, &b);
     if (jb)
         return unlikely(j->check) ? j->check(j, jb) : jit_enter(j, jb);

@@ -565,6 +565,8 @@ static bool unit_begin(struct tr *t, struct jit *j, struct block *b, uint32_t ke
     t->e = (struct emit){.w = j->rw + j->used, .bias = (uint64_t)(j->rx - j->rw)};
     unit_collect(j, u, b, key);
     unit_flags(u);
+    for (unsigned i = 0; i < u->n; i++) /* from here on their deaths are told */
+        atomic_store(&u->b[i]->translated, true);
     for (unsigned i = 0; i < u->n; i++) {
         t->jbs[i] = block_new(j, u->b[i], key);
         if (!t->jbs[i]) {
@@ -618,5 +620,8 @@ struct jit_block *jit_translate(struct jit *j, struct block *b, gva_t rip)
     j->used = (offset(t, t->e.w) + 15) & ~15u;
     j->translated_bytes += j->used - start;
     unit_publish(t, rip);
-    return t->jbs[unit_find(&t->unit, b->hva & ~PAGE_MASK)];
+    for (unsigned i = 0; i < t->unit.n; i++) /* not by its address: it may be dead by now */
+        if (t->unit.b[i] == b)
+            return t->jbs[i];
+    return NULL;
 }
