@@ -58,14 +58,14 @@ struct kvm_memory_slot {
 };
 struct kvm_memslots { /* immutable once published; swapped by pointer, freed when no reader of kvm->srcu is left */
     uint64_t generation;
-    unsigned used;
+    unsigned used, room;
     _Atomic unsigned last;          /* index of the slot that was found last: a hint */
     struct kvm_memory_slot *slot[]; /* sorted by base_gfn */
 };
 struct kvm;
 struct kvm_vcpu;
 struct kvm_memory_slot *gfn_to_memslot(struct kvm *, unsigned as_id, gfn_t);
-struct kvm_memory_slot *id_to_memslot(struct kvm *, unsigned as_id, unsigned id);
+struct kvm_memory_slot *id_to_memslot(struct kvm *, unsigned as_id, unsigned id); /* under slots_lock */
 int kvm_set_memory_region(struct kvm *, const struct kvm_userspace_memory_region *);
 void mark_page_dirty(struct kvm *, unsigned as_id, gfn_t);
 /* KVM's own accesses to guest memory (kvmclock, PV EOI ...): -EFAULT where no slot is or the host page is gone */
@@ -236,7 +236,9 @@ struct kvm {
     pthread_mutex_t lock; /* vCPU creation, irqchip creation, buses */
     pthread_mutex_t slots_lock;
     _Atomic(struct kvm_memslots *) memslots[KVM_ADDRESS_SPACE_NUM];
-    pthread_mutex_t irq_lock; /* routing, irqfds */
+    struct kvm_memslots *memslots_spare[KVM_ADDRESS_SPACE_NUM]; /* the array before: room for the next */
+    struct kvm_memory_slot **slot_by_id[KVM_ADDRESS_SPACE_NUM]; /* under slots_lock; NULL until there is a slot */
+    pthread_mutex_t irq_lock;                                   /* routing, irqfds */
     _Atomic(struct kvm_irq_routing_table *) irq_routing;
     _Atomic(struct kvm_irq_ack_notifier *) irq_ack_notifiers;
     struct kvm_vcpu *vcpus[KVM_MAX_VCPUS];

@@ -21,15 +21,12 @@ static size_t bitmap_bytes(uint64_t npages)
 }
 
 /* ---- look-up ---- */
-struct kvm_memory_slot *gfn_to_memslot(struct kvm *kvm, unsigned as_id, gfn_t gfn)
+/* The index of the first slot that begins above gfn */
+static unsigned slot_above(const struct kvm_memslots *slots, gfn_t gfn)
 {
-    struct kvm_memslots *slots = atomic_load_explicit(&kvm->memslots[as_id], memory_order_acquire);
-    unsigned lo = 0, hi = slots->used, hint = atomic_load_explicit(&slots->last, memory_order_relaxed);
-    struct kvm_memory_slot *s;
+    unsigned lo = 0, hi = slots->used;
 
-    if (hint < hi && gfn - slots->slot[hint]->base_gfn < slots->slot[hint]->npages)
-        return slots->slot[hint];
-    while (lo < hi) { /* the first slot that begins above gfn */
+    while (lo < hi) {
         const unsigned mid = (lo + hi) / 2;
 
         if (slots->slot[mid]->base_gfn <= gfn)
@@ -37,6 +34,18 @@ struct kvm_memory_slot *gfn_to_memslot(struct kvm *kvm, unsigned as_id, gfn_t gf
         else
             hi = mid;
     }
+    return lo;
+}
+
+struct kvm_memory_slot *gfn_to_memslot(struct kvm *kvm, unsigned as_id, gfn_t gfn)
+{
+    struct kvm_memslots *slots = atomic_load_explicit(&kvm->memslots[as_id], memory_order_acquire);
+    unsigned lo, hint = atomic_load_explicit(&slots->last, memory_order_relaxed);
+    struct kvm_memory_slot *s;
+
+    if (hint < slots->used && gfn - slots->slot[hint]->base_gfn < slots->slot[hint]->npages)
+        return slots->slot[hint];
+    lo = slot_above(slots, gfn);
     if (!lo)
         return NULL;
     s = slots->slot[lo - 1];
@@ -48,13 +57,7 @@ struct kvm_memory_slot *gfn_to_memslot(struct kvm *kvm, unsigned as_id, gfn_t gf
 
 struct kvm_memory_slot *id_to_memslot(struct kvm *kvm, unsigned as_id, unsigned id)
 {
-    struct kvm_memslots *slots = atomic_load_explicit(&kvm->memslots[as_id], memory_order_acquire);
-    unsigned i;
-
-    for (i = 0; i < slots->used; i++)
-        if (slots->slot[i]->id == id)
-            return slots->slot[i];
-    return NULL;
+    return kvm->slot_by_id[as_id] ? kvm->slot_by_id[as_id][id] : NULL;
 }
 
 static _Atomic unsigned long *bitmap_word(const struct kvm_memory_slot *s, uint64_t page)
@@ -139,41 +142,63 @@ static void slot_free(struct kvm_memory_slot *s, const struct kvm_memory_slot *h
 
 static struct kvm_memslots *slots_alloc(unsigned room)
 {
-    return calloc(1, sizeof(struct kvm_memslots) + room * sizeof(struct kvm_memory_slot *));
+    struct kvm_memslots *slots = malloc(sizeof(*slots) + room * sizeof(slots->slot[0]));
+
+    if (slots) {
+        slots->generation = 0;
+        slots->used = 0;
+        slots->room = room;
+        atomic_init(&slots->last, 0);
+    }
+    return slots;
 }
 
 /* A copy of the array without `gone` and with `added`, both may be NULL. */
-static struct kvm_memslots *slots_changed(const struct kvm_memslots *old, const struct kvm_memory_slot *gone,
+static struct kvm_memslots *slots_changed(struct kvm *kvm, unsigned as_id, const struct kvm_memory_slot *gone,
                                           struct kvm_memory_slot *added)
 {
-    struct kvm_memslots *new = slots_alloc(old->used + 1);
+    const struct kvm_memslots *old = atomic_load(&kvm->memslots[as_id]);
+    struct kvm_memslots *new = kvm->memslots_spare[as_id];
+    const unsigned from = gone ? slot_above(old, gone->base_gfn) - 1 : old->used;
+    const unsigned to = added ? slot_above(old, added->base_gfn) : old->used;
     unsigned i, n = 0;
 
+    kvm->memslots_spare[as_id] = NULL;
+    if (!new || new->room <= old->used) {
+        free(new);
+        new = slots_alloc(old->used < 32 ? 64 : old->used * 2);
+    }
     if (!new)
         return NULL;
     for (i = 0; i < old->used; i++) {
-        if (old->slot[i] == gone)
-            continue;
-        if (added && added->base_gfn < old->slot[i]->base_gfn) {
+        if (i == to && added)
             new->slot[n++] = added;
-            added = NULL;
-        }
-        new->slot[n++] = old->slot[i];
+        if (i != from)
+            new->slot[n++] = old->slot[i];
     }
-    if (added)
+    if (i == to && added)
         new->slot[n++] = added;
     new->used = n;
     new->generation = old->generation + 1;
+    atomic_init(&new->last, 0);
     return new;
 }
 
-/* No thread uses the old array when this returns; it is freed. */
+static int slot_ids(struct kvm *kvm, unsigned as_id)
+{
+    if (!kvm->slot_by_id[as_id])
+        kvm->slot_by_id[as_id] = calloc(KVM_USER_MEM_SLOTS, sizeof(*kvm->slot_by_id[0]));
+    return kvm->slot_by_id[as_id] ? 0 : -ENOMEM;
+}
+
+/* No thread uses the old array when this returns. */
 static void publish(struct kvm *kvm, unsigned as_id, struct kvm_memslots *new)
 {
     struct kvm_memslots *old = atomic_exchange(&kvm->memslots[as_id], new);
 
     srcu_synchronize(&kvm->srcu);
-    free(old);
+    free(kvm->memslots_spare[as_id]);
+    kvm->memslots_spare[as_id] = old;
 }
 
 int kvm_memslots_init(struct kvm *kvm)
@@ -197,6 +222,8 @@ void kvm_memslots_free(struct kvm *kvm)
         for (unsigned i = 0; slots && i < slots->used; i++)
             slot_free(slots->slot[i], NULL);
         free(slots);
+        free(kvm->memslots_spare[as_id]);
+        free(kvm->slot_by_id[as_id]);
     }
 }
 
@@ -233,9 +260,9 @@ static int check_region(const struct kvm_userspace_memory_region *m)
 static const struct kvm_memory_slot *overlapping(const struct kvm_memslots *slots, const struct kvm_memory_slot *but,
                                                  gfn_t base, uint64_t npages)
 {
-    unsigned i;
+    unsigned i = slot_above(slots, base);
 
-    for (i = 0; i < slots->used; i++) {
+    for (i -= i > 0; i < slots->used && slots->slot[i]->base_gfn < base + npages; i++) {
         const struct kvm_memory_slot *s = slots->slot[i];
 
         if (s != but && base < s->base_gfn + s->npages && s->base_gfn < base + npages)
@@ -246,10 +273,11 @@ static const struct kvm_memory_slot *overlapping(const struct kvm_memslots *slot
 
 static int delete_slot(struct kvm *kvm, struct kvm_memory_slot *old)
 {
-    struct kvm_memslots *without = slots_changed(atomic_load(&kvm->memslots[old->as_id]), old, NULL);
+    struct kvm_memslots *without = slots_changed(kvm, old->as_id, old, NULL);
 
     if (!without)
         return -ENOMEM;
+    kvm->slot_by_id[old->as_id][old->id] = NULL;
     publish(kvm, old->as_id, without);
     kvm_mmu_zap_slot(kvm, old);
     slot_free(old, NULL);
@@ -290,12 +318,13 @@ static struct kvm_memory_slot *slot_new(struct kvm *kvm, const struct kvm_usersp
 static int change_flags(struct kvm *kvm, struct kvm_memory_slot *old, const struct kvm_userspace_memory_region *m)
 {
     struct kvm_memory_slot *new = slot_new(kvm, m, old);
-    struct kvm_memslots *slots = new ? slots_changed(atomic_load(&kvm->memslots[old->as_id]), old, new) : NULL;
+    struct kvm_memslots *slots = new ? slots_changed(kvm, old->as_id, old, new) : NULL;
 
     if (!slots) {
         slot_free(new, old);
         return -ENOMEM;
     }
+    kvm->slot_by_id[new->as_id][new->id] = new;
     publish(kvm, new->as_id, slots);
     if (new->dirty_bitmap && !old->dirty_bitmap && !kvm->dirty_log_initially_set)
         kvm_mmu_write_protect_slot(kvm, new, NULL);
@@ -306,12 +335,13 @@ static int change_flags(struct kvm *kvm, struct kvm_memory_slot *old, const stru
 static int create_slot(struct kvm *kvm, const struct kvm_userspace_memory_region *m)
 {
     struct kvm_memory_slot *new = slot_new(kvm, m, NULL);
-    struct kvm_memslots *slots = new ? slots_changed(atomic_load(&kvm->memslots[new->as_id]), NULL, new) : NULL;
+    struct kvm_memslots *slots = new ? slots_changed(kvm, new->as_id, NULL, new) : NULL;
 
     if (!slots) {
         slot_free(new, NULL);
         return -ENOMEM;
     }
+    kvm->slot_by_id[new->as_id][new->id] = new;
     publish(kvm, new->as_id, slots);
     return 0;
 }
@@ -331,6 +361,8 @@ static int set_region_locked(struct kvm *kvm, const struct kvm_userspace_memory_
     const uint64_t npages = m->memory_size >> PAGE_SHIFT;
     const struct kvm_memory_slot *other;
 
+    if (slot_ids(kvm, as_id))
+        return -ENOMEM;
     if (!npages)
         return old ? delete_slot(kvm, old) : because(-EINVAL, "slot %u: nothing to delete", id);
     if (old && (m->userspace_addr != old->userspace_addr || npages != old->npages ||
