@@ -11,7 +11,7 @@
  * when its stamp is old. Stamps age when an exec TLB entry of the page is filled and by cpu_code_unverify(). Without
  * paging blocks compare at each entry.
  * - A page that is written and executed in turn loses its protection for good: its blocks compare at each entry and end
- *   after each instruction that writes memory.
+ *   after each instruction that writes memory. They are translated too, with the comparison in front (jit/tr_self.c).
  *
  * An instruction over a page's end (64-bit mode) is a block of its own, registered in both pages: writes to either kill
  * it, stamps of both must be right, and its second page is translated at each look-up, for it may lie elsewhere.
@@ -26,7 +26,7 @@
 #include "pool.h"
 
 #define BLOCK_INSNS    32u
-#define CODE_LIMIT     (48ull << 20) /* bytes of blocks and pages; at most about the same again waits to be freed */
+#define CODE_LIMIT     (96ull << 20) /* bytes of blocks and pages; at most about the same again waits to be freed */
 #define CODE_SWEEP     (24ull << 20) /* bytes from which blocks go that an engine with a translator has found cold */
 #define SWEEP_SLOTS    4u            /* slots of the pages' hash that are looked through for each block that is made */
 #define CODE_RETIRE    (2ull << 20)  /* dead bytes that are worth asking the cpus */

@@ -21,9 +21,9 @@ static uint64_t body_address(const struct jit *j, const struct jit_block *jb)
 
 static unsigned hash_of(hva_t hva, uint32_t key)
 {
-    return ((hva ^ (uint64_t)key << 40) * 0x9e3779b97f4a7c15ull) >> 48;
+    return ((hva ^ (uint64_t)key << 40) * 0x9e3779b97f4a7c15ull) >> 46;
 }
-_Static_assert(JIT_HASH == 1 << 16, "hash_of");
+_Static_assert(JIT_HASH == 1 << 18, "hash_of");
 
 struct jit_block *jit_find(struct jit *j, hva_t hva, uint32_t key)
 {
@@ -199,6 +199,12 @@ static void process_unverify(struct jit *j)
 
 /* ---- finding what runs next ---- */
 
+/* Not an instruction over a page's end whose bytes must be compared at each entry. */
+static bool translatable(const struct block *b)
+{
+    return !b->page2 || !code_selfcheck(b);
+}
+
 static struct jit_block *translate_now(struct jit *j, struct block *b, gva_t rip)
 {
     const uint32_t key = b->key | (rip >> 63 ? KEY_UPPER : 0);
@@ -231,7 +237,7 @@ static struct jit_block *translate_now(struct jit *j, struct block *b, gva_t rip
 /* false: it is not what memory holds any more. A block that is new leads to older ones of its page. */
 static bool page_fresh(struct jit *j, struct jit_block *jb)
 {
-    const uint64_t stamp = code_stamp(j->cpu, jb->b->page);
+    const uint64_t stamp = code_stamp(j->cpu, jb->page->code);
 
     if (unlikely(jb->page->stamp != stamp))
         verify_page(j, jb->page, stamp);
@@ -252,7 +258,7 @@ static void second_page_enter(struct jit *j, const struct jit_block *jb)
 {
     struct cpu *cpu = j->cpu;
     const gva_t rip = cpu->s.rip;
-    const uint64_t stamp = code_stamp(cpu, jb->b->page2);
+    const uint64_t stamp = code_stamp(cpu, jb->page2->code);
 
     if (unlikely(jb->page2->stamp != stamp))
         verify_page(j, jb->page2, stamp);
@@ -274,7 +280,7 @@ static struct jit_block *find_translated(struct jit *j)
     if (unlikely(j->status != CPU_OK))
         return NULL;
     jb = jit_find(j, hva | (rip & ~PAGE_MASK), cpu->s.insn_key | (rip >> 63 ? KEY_UPPER : 0));
-    if (!jb || unlikely(code_selfcheck(jb->b)))
+    if (!jb || (unlikely(jb->selfcheck) && !code_verify(cpu, jb->b)))
         return NULL;
     if (unlikely(jb->page2) && !second_page_same(j, jb))
         return NULL;
@@ -362,7 +368,7 @@ static struct jit_block *next_block(struct jit *j, struct block **interpreted)
         j->status = code_lookup(cpu, &b);
         if (j->status != CPU_OK || !b)
             return NULL;
-        if (cpu->s.mode == MODE_64 && cpu->s.paging != PAGING_NONE && !code_selfcheck(b))
+        if (cpu->s.mode == MODE_64 && cpu->s.paging != PAGING_NONE && translatable(b))
             jb = translate_now(j, b, cpu->s.rip);
         if (!jb || !page_fresh(j, jb)) {
             *interpreted = b;
@@ -694,7 +700,7 @@ static int run_some(struct jit *j)
     if (!b)
         return interp_one(cpu);
     /* one block, where it may be translated or lead to something that is: a loop would stay in the interpreter */
-    return interp_blocks(cpu, b, cpu->s.mode == MODE_64 && !code_selfcheck(b) ? 1 : UINT64_MAX);
+    return interp_blocks(cpu, b, cpu->s.mode == MODE_64 && translatable(b) ? 1 : UINT64_MAX);
 }
 
 /* The hot words are derived state: a reset clears them. */

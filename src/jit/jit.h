@@ -21,10 +21,11 @@
 #include "../cpu/flat.h"
 #include "emit.h"
 
-#define JIT_CACHE     (48u << 20) /* bytes of code */
+#define JIT_CACHE     (96u << 20) /* bytes of code */
 #define JIT_BLOCK_MAX 131072u     /* bytes that one unit can need */
-#define JIT_DESCS     (1u << 20)
-#define JIT_HASH      (1u << 16)
+#define JIT_DESCS     (1u << 21)
+#define JIT_HASH      (1u << 18)
+#define JIT_PAGES     (1u << 16)
 #define JIT_HEAT      3u /* times that a block is interpreted before it is translated; $ANYKVM_JIT_HEAT */
 #define JC_SLOTS      (1u << 16)
 
@@ -55,6 +56,7 @@ struct jit_site { /* host instruction that may fault -> its slow path */
 
 struct jit_page {
     hva_t hva;
+    const struct code_page *code; /* as long as a block here is not dead */
     uint32_t key;
     uint64_t stamp; /* as of code.c: blocks were compared then */
     uint64_t lines; /* 64-byte lines that blocks cover: copy has them */
@@ -65,22 +67,24 @@ struct jit_page {
 };
 
 struct jit_block {
-    struct block *b; /* may be freed once its death is in the kill ring: serial is what tells */
-    uint64_t serial;
+    struct jit_block *hash_next; /* what a look-up reads comes first */
     hva_t hva;
-    uint32_t key;                /* insn_key, and KEY_UPPER */
-    uint32_t code;               /* offset of the entry */
-    uint32_t inner;              /* ... of what follows its look at the vector state, for edges that know it live */
-    uint32_t live_out;           /* flags that hold behind it; the others nobody reads */
-    struct jit_block *unit_next; /* a ring: they die together */
-    uint32_t exit_desc;          /* DESC_EXIT to itself: what a killed block's entry becomes */
-    bool dead, uses_fpu, thunk;  /* thunk: the entry is not in front of inner */
+    uint32_t key;               /* insn_key, and KEY_UPPER */
+    uint32_t code;              /* offset of the entry */
+    uint32_t body;              /* ... of what is behind its guard and comparison; code where there is none */
+    bool dead, uses_fpu, thunk; /* thunk: the entry is not in front of inner */
+    bool selfcheck;             /* code_selfcheck() */
     struct jit_page *page;
     struct jit_page *page2; /* one instruction that ends there: a guard in front compares page and salt */
-    uint32_t guard;         /* offset of the number that it compares with */
-    uint32_t body;          /* offset of what is behind the guard; code where there is none */
+    struct block *b;        /* may be freed once its death is in the kill ring: serial is what tells */
+    uint64_t serial;
+    uint32_t inner;                            /* behind its look at the vector state, for edges that know it live */
+    uint32_t live_out;                         /* flags that hold behind it; the others nobody reads */
+    struct jit_block *unit_next;               /* a ring: they die together */
+    uint32_t exit_desc;                        /* DESC_EXIT to itself: what a killed block's entry becomes */
+    uint32_t guard;                            /* offset of the number that the guard compares with */
     struct jit_block *forwards, *forward_next; /* dead blocks whose entries lead here, a list */
-    struct jit_block *page_next, *hash_next;
+    struct jit_block *page_next;
 };
 #define KEY_UPPER 0x80000000u /* translated for the upper half of the address space */
 
@@ -112,7 +116,7 @@ struct jit {
     struct jit_site *site;
     uint32_t nsite;
     struct jit_block *hash[JIT_HASH];
-    struct jit_page *pages[JIT_HASH];
+    struct jit_page *pages[JIT_PAGES];
     struct pool pool; /* of blocks and pages: all of them go at a reset */
     uint32_t populated;
     struct jc_entry *jc;

@@ -49,7 +49,7 @@ struct tr {
     uint32_t off, next_off; /* page offsets of it and of the one behind it */
     bool flags_live;        /* before it: checks must leave EFLAGS alone */
     uint8_t live[BLOCK_INSNS + 1];
-    uint8_t *last_entry; /* of the block before */
+    uint8_t *last_entry;       /* of the block before */
     struct tr_stub *insn_stub; /* this instruction's slow path, made on demand */
     struct tr_stub stub[TR_STUBS];
     unsigned nstub;
@@ -60,7 +60,7 @@ struct tr {
     unsigned cur; /* which of them */
     struct tr_edge edge[4 * UNIT_BLOCKS];
     unsigned nedge;
-    bool falls;  /* the block before runs into this one */
+    bool falls; /* the block before runs into this one */
     bool ended; /* control flow never falls out of the last instruction */
 };
 
@@ -106,6 +106,11 @@ int tr_cond(unsigned op); /* the condition of Jcc, SETcc, CMOVcc; -1 for others 
 void unit_collect(struct jit *, struct unit *, struct block *, uint32_t key);
 int unit_find(const struct unit *, int32_t off); /* by page offset; -1 */
 void unit_flags(struct unit *);
+
+/* ---- tr_self.c: a block that compares its own bytes: where a difference leads, in front of its entry; the comparison
+ */
+void tr_self_fail(struct tr *, struct tr_stub **stub, uint8_t **fail);
+void tr_self_compare(struct tr *, struct tr_stub *stub, uint8_t *fail);
 
 /* ---- tr_vec.c: rows whose function is in_native ---- */
 bool tr_vec_wanted(const struct insn *, uint32_t key);

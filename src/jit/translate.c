@@ -396,19 +396,25 @@ static void fpu_check(struct tr *t)
 static void block_head(struct tr *t, bool thunk)
 {
     const int32_t count = CPU(counters) + 8 * CC_insns_translated;
+    struct tr_stub *differs;
+    uint8_t *fail;
 
     if (!thunk) {
         while (t->last_entry && t->e.w < t->last_entry + ENTRY_BYTES)
             e1(&t->e, 0x90);
+        if (t->jb->selfcheck)
+            tr_self_fail(t, &differs, &fail);
         t->last_entry = t->e.w;
         t->jb->code = offset(t, t->e.w);
         if (t->jb->page2)
             cross_guard(t);
+        if (t->jb->selfcheck)
+            tr_self_compare(t, differs, fail);
         t->jb->body = offset(t, t->e.w);
         if (t->jb->uses_fpu)
             fpu_check(t);
     }
-    t->jb->inner = offset(t, t->e.w);
+    t->jb->inner = t->jb->selfcheck ? t->jb->code : offset(t, t->e.w);
     if (!t->j->count)
         return;
     e_mov_load(&t->e, T1, rm_cpu(count));
@@ -463,18 +469,21 @@ static void emit_one(struct tr *t)
 
 static struct jit_page *page_of(struct jit *j, hva_t page, const struct code_page *code, uint32_t key)
 {
-    struct jit_page **slot = &j->pages[((page ^ (uint64_t)key << 40) * 0x9e3779b97f4a7c15ull) >> 48];
+    struct jit_page **slot = &j->pages[((page ^ (uint64_t)key << 40) * 0x9e3779b97f4a7c15ull) >> 48]; /* JIT_PAGES */
     struct jit_page *p = *slot;
 
     while (p && (p->hva != page || p->key != key))
         p = p->next;
-    if (p)
+    if (p) {
+        p->code = code; /* a page that was evicted comes back as another */
         return p;
+    }
     p = pool_alloc(&j->pool, sizeof(*p));
     if (p) {
         memset(p, 0, offsetof(struct jit_page, copy));
         p->hva = page;
         p->key = key;
+        p->code = code;
         p->stamp = code_stamp(j->cpu, code);
         p->next = *slot;
         *slot = p;
@@ -544,6 +553,7 @@ static struct jit_block *block_new(struct jit *j, struct block *b, uint32_t key)
                              .hva = b->hva,
                              .key = key,
                              .uses_fpu = needs_fpu(b),
+                             .selfcheck = code_selfcheck(b),
                              .page = page_of(j, b->hva & PAGE_MASK, b->page, key)};
     if (b->page2)
         jb->page2 = page_of(j, b->page2->hva, b->page2, key);

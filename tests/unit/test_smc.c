@@ -1,0 +1,277 @@
+/* SPDX-License-Identifier: MIT
+ * test_smc.c: guests that compile and patch their own code: what they run is what they wrote, and nothing that is hot
+ * stays interpreted where a page holds code and data, or is written and run in turn. */
+#include "guest_code.h"
+#include <pthread.h>
+#include <stdio.h>
+#include "../../src/cpu/code.h"
+
+#define ASM(name, text)                        \
+    extern const uint8_t name[], name##_end[]; \
+    __asm__(".pushsection .rodata\n .code64\n" #name ": " text "\n" #name "_end:\n .popsection\n")
+
+#define PUT(g, gpa, name) memcpy((g)->ram + (gpa), name, name##_end - name)
+
+static uint64_t counter(struct guest *g, enum cpu_counter c)
+{
+    return cpu_counters(g->cpu)[c];
+}
+
+static int setup(void **state)
+{
+    static struct guest g;
+
+    guest_create(&g, guest_engine());
+    *state = &g;
+    return 0;
+}
+
+static int teardown(void **state)
+{
+    guest_destroy(*state);
+    return 0;
+}
+
+static void run_to_vmcall(struct guest *g, uint64_t gpa)
+{
+    guest_w(g, GUEST_RIP, gpa);
+    guest_w(g, GUEST_RSP, GUEST_STACK);
+    assert_int_equal(guest_run(g), EXIT_REASON_VMCALL);
+}
+
+/* The translator ran it, but for a small part. */
+static void assert_translated(struct guest *g, uint64_t insns, uint64_t before)
+{
+    if (!strcmp(guest_engine(), "jit"))
+        assert_true(counter(g, CC_insns) - before < insns / 8);
+}
+
+/* A compiler and what it makes in one page: one slot is written a turn, all of them are called. */
+#define CALLS    8u
+#define SLOTS(n) ((uint64_t)(n) << 32)
+GUEST_FN static uint64_t compile_and_run(uint8_t *data, uint64_t arg)
+{
+    const uint64_t n = (uint32_t)arg, slots = arg >> 32;
+    uint64_t sum = 0;
+
+    for (uint64_t turn = 0; turn < n + slots; turn++) {
+        volatile uint8_t *code = data + 64 * (turn % slots);
+
+        code[0] = 0xb8; /* mov $turn, %eax; ret */
+        *(volatile uint32_t *)(code + 1) = (uint32_t)turn;
+        code[5] = 0xc3;
+        if (turn < slots)
+            continue;
+        for (unsigned slot = 0; slot < slots; slot++)
+            for (unsigned i = 0; i < CALLS; i++)
+                sum += ((uint32_t(*)(void))(data + 64 * slot))();
+    }
+    return sum;
+}
+
+/* The one that is written anew dies, the others stay. */
+static void functions_written_beside_others_are_translated(void **state)
+{
+    struct guest *g = *state;
+    const uint64_t n = 2000, before = counter(g, CC_insns);
+    uint64_t sum = 0;
+
+    for (uint64_t turn = 4; turn < n + 4; turn++)
+        sum += CALLS * (4 * turn - 6);
+    assert_int_equal(guest_call(g, compile_and_run, SLOTS(4) | n), sum);
+    assert_translated(g, n * 4 * CALLS * 2, before);
+    assert_int_equal(counter(g, CC_selfchecks), 0);
+}
+
+/* Nothing stays: the page is compared from then on. */
+static void a_page_that_is_written_and_run_in_turn_is_translated(void **state)
+{
+    struct guest *g = *state;
+    const uint64_t n = 2000, before = counter(g, CC_insns);
+    uint64_t sum = 0;
+
+    for (uint64_t turn = 1; turn < n + 1; turn++)
+        sum += CALLS * turn;
+    assert_int_equal(guest_call(g, compile_and_run, SLOTS(1) | n), sum);
+    assert_translated(g, n * CALLS * 2, before);
+    assert_int_equal(counter(g, CC_selfchecks), 1);
+}
+
+/* Who does not tell, a device or a debugger, is seen where a page is compared at each entry. */
+#define CALLER 0x40000u
+ASM(call_rbx, "call *%rbx; vmcall");
+
+static void a_page_that_is_compared_shows_what_others_write(void **state)
+{
+    struct guest *g = *state;
+
+    guest_call(g, compile_and_run, SLOTS(1) | 100);
+    assert_int_equal(counter(g, CC_selfchecks), 1);
+    PUT(g, CALLER, call_rbx);
+    for (unsigned v = 1; v < 5; v++) {
+        g->ram[GUEST_DATA + 1] = (uint8_t)v;
+        *guest_gpr(g, R_RBX) = GUEST_DATA;
+        run_to_vmcall(g, CALLER);
+        assert_int_equal(*guest_gpr(g, R_RAX) & 0xff, v);
+    }
+}
+
+/* A counter in the line of the code that counts. */
+ASM(count_here, "incq 1f(%rip); mov 1f(%rip), %rax; ret; .balign 8; 1: .quad 0");
+/* ... and one in another line of the page. */
+ASM(count_there, "incq 1f(%rip); mov 1f(%rip), %rax; ret; .balign 512; 1: .quad 0");
+
+GUEST_FN static uint64_t call_often(uint8_t *data, uint64_t n)
+{
+    uint64_t last = 0;
+
+    for (uint64_t i = 0; i < n; i++)
+        last += ((uint64_t(*)(void))data)();
+    return last;
+}
+
+static void count(struct guest *g, const uint8_t *code, const uint8_t *end)
+{
+    const uint64_t n = 20000, before = counter(g, CC_insns);
+
+    memcpy(g->ram + GUEST_DATA, code, end - code);
+    assert_int_equal(guest_call(g, call_often, n), n * (n + 1) / 2);
+    assert_translated(g, n * 3, before);
+}
+
+static void code_and_data_in_one_line(void **state)
+{
+    count(*state, count_here, count_here_end);
+}
+
+static void code_and_data_in_one_page(void **state)
+{
+    count(*state, count_there, count_there_end);
+}
+
+/* The next instruction changes at each turn: rax = the sum of what it loaded. */
+ASM(change_next, "xor %eax, %eax; 1: movb %cl, 2f+1(%rip); 2: mov $0, %edx; add %rdx, %rax; dec %ecx; jnz 1b; vmcall");
+
+static void an_instruction_that_the_one_before_writes(void **state)
+{
+    struct guest *g = *state;
+
+    PUT(g, GUEST_CODE, change_next);
+    *guest_gpr(g, R_RCX) = 250;
+    run_to_vmcall(g, GUEST_CODE);
+    assert_int_equal(*guest_gpr(g, R_RAX), 250 * 251 / 2);
+    assert_true(counter(g, CC_selfchecks) == 1);
+}
+
+/* ---- cross-modifying code as Linux does it: a breakpoint first, then the rest, then the first byte ---- */
+
+struct poke {
+    volatile uint64_t turns, value, bad, stop, traps;
+};
+#define POKE_AT   (GUEST_DATA + 64 - 3) /* the patched instruction lies in two lines */
+#define POKE_DATA (GUEST_DATA + 0x2000)
+#define POKE_BP   (GUEST_DATA + 0x3000)
+
+/* rbx: the function; rdi: struct poke. MOV to CR2 serializes. */
+ASM(poke_reader, "1: mov %rax, %cr2; call *%rbx; mov %rax, 8(%rdi); cmp $1, %eax; je 2f; cmp $2, %eax; je 2f;"
+                 "incq 16(%rdi); 2: incq (%rdi); cmpq $0, 24(%rdi); je 1b; vmcall");
+ASM(poke_site, ".byte 0x0f, 0x1f, 0x44, 0, 0; mov $1, %eax; ret; mov $2, %eax; ret"); /* the jump: over 6 bytes */
+ASM(poke_trap, "incq 32(%rdi); decq (%rsp); iretq");
+
+GUEST_FN static uint64_t poke_writer(uint8_t *data, uint64_t n)
+{
+    struct poke *p = (struct poke *)(data + (POKE_DATA - GUEST_DATA));
+    volatile uint8_t *site = data + (POKE_AT - GUEST_DATA);
+    uint64_t wrong = 0;
+
+    for (uint64_t turn = 0; turn < n; turn++) {
+        const uint64_t bytes = turn & 1 ? 0x0000441f0f : 0x00000006e9;
+
+        for (unsigned step = 0; step < 3; step++) {
+            const uint64_t seen = p->turns;
+
+            if (step == 0)
+                site[0] = 0xcc;
+            for (unsigned i = 1; step == 1 && i < 5; i++)
+                site[i] = (uint8_t)(bytes >> 8 * i);
+            if (step == 2)
+                site[0] = (uint8_t)bytes;
+            /* the reader is at the breakpoint until the last step */
+            while (step == 2 ? p->turns < seen + 3 : p->turns == seen && !p->traps)
+                __asm__ volatile("pause");
+        }
+        p->traps = 0;
+        wrong += p->value != (turn & 1 ? 1 : 2);
+    }
+    p->stop = 1;
+    return wrong;
+}
+
+static void second_cpu(struct guest *g, struct guest *first)
+{
+    uint64_t basic = 0;
+
+    *g = *first;
+    g->launched = false;
+    g->pages = aligned_alloc(4096, sizeof(*g->pages));
+    assert_non_null(g->pages);
+    memset(g->pages, 0, sizeof(*g->pages));
+    g->cpu = cpu_create(g->domain, 1, guest_engine());
+    assert_non_null(g->cpu);
+    assert_int_equal(cpu_rdmsr(MSR_IA32_VMX_BASIC, &basic), 0);
+    *(uint32_t *)g->pages->vmxon = *(uint32_t *)g->pages->vmcs = basic & 0x7fffffff;
+    assert_int_equal(cpu_vmxon(g->cpu, (hpa_t)g->pages->vmxon), VMX_OK);
+    assert_int_equal(cpu_vmclear(g->cpu, (hpa_t)g->pages->vmcs), VMX_OK);
+    assert_int_equal(cpu_vmptrld(g->cpu, (hpa_t)g->pages->vmcs), VMX_OK);
+    guest_ept(g);
+    guest_vmcs_controls(g);
+    guest_vmcs_host(g);
+    guest_vmcs_state(g);
+}
+
+static void *run_thread(void *guest)
+{
+    return (void *)(uintptr_t)guest_enter(guest);
+}
+
+static void a_breakpoint_stands_in_while_another_vcpu_patches(void **state)
+{
+    struct guest *g = *state, g2;
+    const struct poke *p = (const struct poke *)(g->ram + POKE_DATA);
+    pthread_t thread;
+
+    second_cpu(&g2, g);
+    PUT(g, GUEST_CODE + 0x8000, poke_reader);
+    PUT(g, POKE_AT, poke_site);
+    PUT(g, POKE_BP, poke_trap);
+    guest_gate(g, VEC_BP, POKE_BP, 0, 0x8e);
+    *guest_gpr(&g2, R_RBX) = POKE_AT;
+    *guest_gpr(&g2, R_RDI) = POKE_DATA;
+    guest_w(&g2, GUEST_RIP, GUEST_CODE + 0x8000);
+    guest_w(&g2, GUEST_RSP, GUEST_STACK + 0x40000);
+    assert_int_equal(pthread_create(&thread, NULL, run_thread, &g2), 0);
+    assert_int_equal(guest_call(g, poke_writer, 60), 0);
+    pthread_join(thread, NULL);
+    assert_int_equal(guest_r(&g2, VM_EXIT_REASON), EXIT_REASON_VMCALL);
+    assert_int_equal(p->bad, 0);
+    assert_true(p->turns >= 60);
+    cpu_destroy(g2.cpu);
+    free(g2.pages);
+}
+
+#define TEST(f) cmocka_unit_test_setup_teardown(f, setup, teardown)
+
+int main(void)
+{
+    const struct CMUnitTest tests[] = {
+        TEST(functions_written_beside_others_are_translated),
+        TEST(a_page_that_is_written_and_run_in_turn_is_translated),
+        TEST(a_page_that_is_compared_shows_what_others_write),
+        TEST(code_and_data_in_one_line),
+        TEST(code_and_data_in_one_page),
+        TEST(an_instruction_that_the_one_before_writes),
+        TEST(a_breakpoint_stands_in_while_another_vcpu_patches),
+    };
+
+    return cmocka_run_group_tests(tests, NULL, NULL);
+}
