@@ -3,9 +3,10 @@
  * accesses over page ends and such as fault. isa.c looks at rows one by one; here the translator's work between them is
  * met: flags that must survive checks, registers that live in memory, links, faults in the middle of a block.
  *
- * blocks [-e engine] [-n blocks] [-s seed] [-v] */
+ * blocks [-e engine] [-n blocks] [-s seed] [-i] [-f] [-v]; -i: integer instructions of the table here
+ * alone; -f: the flags in a fault's frame count too: the translator does not keep those that the block overwrites */
 #define guest_run isa_guest_run /* of isa.h */
-#include "isa.h"
+#include "block_vec.h"
 #undef guest_run
 #include "../unit/guest.h"
 #include "../../src/cpu/engine.h"
@@ -33,6 +34,7 @@ uint64_t rnd_value(void)
 static const uint8_t pointers[] = {R_RBX, R_RSI, R_R10, R_R13, R_R14, R_RSP}, indices[] = {R_R9, R_R12, R_R15, R_RCX};
 static uint8_t code[512];
 static unsigned len;
+static bool all_rows = true, fault_flags;
 
 static void put(uint64_t v, unsigned n)
 {
@@ -245,6 +247,17 @@ static void put_insn(void)
         put(rnd_value(), opsize == 2 ? 2 : 4);
 }
 
+static void put_any(void)
+{
+    unsigned n = 0;
+
+    if (all_rows && !below(3))
+        n = vec_put(code + len, POINTERS & ~(1u << R_RSP), 1u << R_R9 | 1u << R_R12);
+    len += n;
+    if (!n)
+        put_insn();
+}
+
 /* Up to 12 instructions; some are jumped over. */
 static void make_code(void)
 {
@@ -257,15 +270,15 @@ static void make_code(void)
         if (kind == 0) { /* jcc over the next */
             const unsigned at = len;
             put(0x70 | below(16), 2);
-            put_insn();
+            put_any();
             code[at + 1] = len - at - 2;
         } else if (kind == 1 && below(2)) { /* call over the next; its pop may come */
             const unsigned at = len;
             put(0xe8, 5);
-            put_insn();
+            put_any();
             code[at + 1] = len - at - 5;
         } else {
-            put_insn();
+            put_any();
         }
     }
     if (!below(24))
@@ -316,6 +329,8 @@ static void soft_run(const struct regs *in, struct outcome *out)
     guest_w(&g, GUEST_RSP, in->gpr[R_RSP]);
     guest_w(&g, GUEST_RIP, in->rip);
     guest_w(&g, GUEST_RFLAGS, in->rflags | F_RESERVED);
+    s->xcr0 = cpu_fpu_xcr0_mask();
+    memcpy(cpu_fpu_area(g.cpu), in->fpu, cpu_fpu_area_size());
     if (guest_run(&g) != EXIT_REASON_EXCEPTION_NMI) {
         out->vector = 1000 + (int)guest_r(&g, VM_EXIT_REASON);
     } else {
@@ -328,6 +343,7 @@ static void soft_run(const struct regs *in, struct outcome *out)
     out->r.gpr[R_RSP] = guest_r(&g, GUEST_RSP);
     out->r.rip = guest_r(&g, GUEST_RIP) + (out->vector == VEC_BP);
     out->r.rflags = guest_r(&g, GUEST_RFLAGS);
+    out->r.fpu = cpu_fpu_area(g.cpu);
 }
 
 /* ---- a case ---- */
@@ -352,6 +368,8 @@ static void rnd_state(void)
     before.gpr[R_R12] = below(4) ? below(64) : before.gpr[R_R12];
     before.rflags = rnd() & F_OSZAPC;
     before.rip = ARENA + PG_CODE * PAGE_SIZE;
+    if (all_rows)
+        vec_random(before.fpu);
     for (unsigned pg = 0; pg < ARENA_PAGES; pg++)
         for (unsigned i = 0; page_mapped(pg) && pg != PG_CODE && i < PAGE_SIZE; i += 8)
             *(uint64_t *)(host_page(pg) + i) = i % 64 ? i * 0x9e3779b97f4a7c15ull ^ before.gpr[0] : rnd();
@@ -388,8 +406,9 @@ static bool compare(void)
     for (unsigned i = 0; i < 16; i++)
         bad |= differ(names[i], host.r.gpr[i], soft.r.gpr[i]);
     /* a fault's frame may show flags that the rest of the block does not read */
-    if (host.vector == VEC_BP)
+    if (host.vector == VEC_BP || fault_flags)
         bad |= differ("flags", host.r.rflags & F_OSZAPC, soft.r.rflags & F_OSZAPC);
+    bad |= vec_differ(host.r.fpu, soft.r.fpu);
     for (unsigned pg = 0; pg < ARENA_PAGES; pg++)
         for (unsigned i = 0; page_mapped(pg) && i < PAGE_SIZE; i += 8)
             if (differ("memory", *(uint64_t *)(host_page(pg) + i), *(uint64_t *)(soft_page(pg) + i))) {
@@ -423,13 +442,17 @@ int main(int argc, char **argv)
     unsigned long n = 20000, faults = 0, failures = 0, outside = 0;
     int c;
 
-    while ((c = getopt(argc, argv, "e:n:s:v")) != -1) {
+    while ((c = getopt(argc, argv, "e:n:s:ifv")) != -1) {
         if (c == 'e')
             engine = optarg;
         else if (c == 'n')
             n = strtoul(optarg, NULL, 0);
         else if (c == 's')
             rng_state ^= strtoull(optarg, NULL, 0) * 0x9e3779b97f4a7c15ull;
+        else if (c == 'i')
+            all_rows = false;
+        else if (c == 'f')
+            fault_flags = true;
         else if (c == 'v')
             verbose = 1;
         else
@@ -441,6 +464,8 @@ int main(int argc, char **argv)
         return 77;
     }
     host_free = true;
+    if (all_rows)
+        vec_init();
     host_side_init();
     host_side_apart();
     soft_init(engine);
