@@ -91,34 +91,21 @@ fault:
     return -1;
 }
 
-int host_cmpxchg32(void *p, uint32_t *old, uint32_t val)
-{
-    const uint32_t want = *old;
-    uint32_t seen = want;
-
-    __asm__ volatile goto("1: lock cmpxchgl %2, %1\n" HOST_EXTABLE("1b", "%l[fault]")
-                          : "+a"(seen), "+m"(*(uint32_t *)p)
-                          : "r"(val)
-                          : "memory", "cc"
-                          : fault);
-    *old = seen;
-    return seen != want;
-fault:
-    return -1;
-}
-
-int host_cmpxchg64(void *p, uint64_t *old, uint64_t val)
-{
-    const uint64_t want = *old;
-    uint64_t seen = want;
-
-    __asm__ volatile goto("1: lock cmpxchgq %2, %1\n" HOST_EXTABLE("1b", "%l[fault]")
-                          : "+a"(seen), "+m"(*(uint64_t *)p)
-                          : "r"(val)
-                          : "memory", "cc"
-                          : fault);
-    *old = seen;
-    return seen != want;
-fault:
-    return -1;
-}
+#define CMPXCHG(bits, suffix)                                                                      \
+    int host_cmpxchg##bits(void *p, uint##bits##_t *old, uint##bits##_t val)                       \
+    {                                                                                              \
+        const uint##bits##_t want = *old;                                                          \
+        uint##bits##_t seen = want;                                                                \
+                                                                                                   \
+        __asm__ volatile goto("1: lock cmpxchg" suffix " %2, %1\n" HOST_EXTABLE("1b", "%l[fault]") \
+                              : "+a"(seen), "+m"(*(uint##bits##_t *)p)                             \
+                              : "r"(val)                                                           \
+                              : "memory", "cc"                                                     \
+                              : fault);                                                            \
+        *old = seen;                                                                               \
+        return seen != want;                                                                       \
+    fault:                                                                                         \
+        return -1;                                                                                 \
+    }
+CMPXCHG(32, "l")
+CMPXCHG(64, "q")

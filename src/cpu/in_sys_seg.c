@@ -140,18 +140,21 @@ static int selector_operand(struct cpu *cpu, const struct insn *in, unsigned n, 
     return CPU_OK;
 }
 
-/* The descriptor, where it is in its table and visible from CPL and RPL; *ok tells. Only memory can fault. */
-static int look_at(struct cpu *cpu, uint16_t sel, uint64_t *desc, bool *ok)
+/* The descriptor that operand n selects, 0 where it is not in its table or not visible from CPL and RPL. Only memory
+ * can fault. */
+static int visible_descriptor(struct cpu *cpu, const struct insn *in, unsigned n, uint64_t *desc)
 {
+    uint16_t sel = 0;
+    int st = selector_operand(cpu, in, n, &sel);
     const unsigned cpl = cpu->s.cpl, rpl = sel_rpl(sel);
-    int st;
 
-    *ok = false;
-    if (sel_null(sel) || !seg_in_table(cpu, sel, 8))
-        return CPU_OK;
+    *desc = 0;
+    if (st || sel_null(sel) || !seg_in_table(cpu, sel, 8))
+        return st;
     if ((st = seg_read_desc8(cpu, sel, desc, VEC_GP)))
         return st;
-    *ok = (desc_code(*desc) && desc_conforming(*desc)) || (desc_dpl(*desc) >= cpl && desc_dpl(*desc) >= rpl);
+    if (!(desc_code(*desc) && desc_conforming(*desc)) && (desc_dpl(*desc) < cpl || desc_dpl(*desc) < rpl))
+        *desc = 0;
     return CPU_OK;
 }
 
@@ -167,60 +170,44 @@ static bool type_in(const struct cpu *cpu, uint64_t desc, unsigned types, unsign
     return desc_s(desc) || ((long_mode(cpu) ? types_long : types) >> desc_type(desc) & 1);
 }
 
+/* What LAR and LSL put into their destination, for a descriptor of these types. */
+static int descriptor_part(struct cpu *cpu, const struct insn *in, bool of_type, uint64_t value)
+{
+    if (of_type)
+        reg_write(cpu, in->o[0].reg, in->opsize, value);
+    return set_zf(cpu, of_type);
+}
+
 int in_lar(struct cpu *cpu, const struct insn *in)
 {
     uint64_t desc;
-    uint16_t sel;
-    bool ok;
-    int st;
+    const int st = visible_descriptor(cpu, in, 1, &desc);
 
-    if ((st = selector_operand(cpu, in, 1, &sel)) || (st = look_at(cpu, sel, &desc, &ok)))
-        return st;
-    if (ok && type_in(cpu, desc, LAR_TYPES, LAR_TYPES_LONG)) {
-        reg_write(cpu, in->o[0].reg, in->opsize, desc >> 32 & 0x00f0ff00);
-        return set_zf(cpu, true);
-    }
-    return set_zf(cpu, false);
+    return st ? st : descriptor_part(cpu, in, type_in(cpu, desc, LAR_TYPES, LAR_TYPES_LONG), desc >> 32 & 0x00f0ff00);
 }
 
 int in_lsl(struct cpu *cpu, const struct insn *in)
 {
     uint64_t desc;
-    uint16_t sel;
-    bool ok;
-    int st;
+    const int st = visible_descriptor(cpu, in, 1, &desc);
 
-    if ((st = selector_operand(cpu, in, 1, &sel)) || (st = look_at(cpu, sel, &desc, &ok)))
-        return st;
-    if (ok && type_in(cpu, desc, LSL_TYPES, LSL_TYPES_LONG)) {
-        reg_write(cpu, in->o[0].reg, in->opsize, desc_limit(desc));
-        return set_zf(cpu, true);
-    }
-    return set_zf(cpu, false);
+    return st ? st : descriptor_part(cpu, in, type_in(cpu, desc, LSL_TYPES, LSL_TYPES_LONG), desc_limit(desc));
 }
 
 int in_verr(struct cpu *cpu, const struct insn *in)
 {
     uint64_t desc;
-    uint16_t sel;
-    bool ok;
-    int st;
+    const int st = visible_descriptor(cpu, in, 0, &desc);
 
-    if ((st = selector_operand(cpu, in, 0, &sel)) || (st = look_at(cpu, sel, &desc, &ok)))
-        return st;
-    return set_zf(cpu, ok && desc_s(desc) && (desc_data(desc) || (desc_type(desc) & 2)));
+    return st ? st : set_zf(cpu, desc_s(desc) && (desc_data(desc) || (desc_type(desc) & 2)));
 }
 
 int in_verw(struct cpu *cpu, const struct insn *in)
 {
     uint64_t desc;
-    uint16_t sel;
-    bool ok;
-    int st;
+    const int st = visible_descriptor(cpu, in, 0, &desc);
 
-    if ((st = selector_operand(cpu, in, 0, &sel)) || (st = look_at(cpu, sel, &desc, &ok)))
-        return st;
-    return set_zf(cpu, ok && desc_writable_data(desc));
+    return st ? st : set_zf(cpu, desc_writable_data(desc));
 }
 
 int in_arpl(struct cpu *cpu, const struct insn *in)
