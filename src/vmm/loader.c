@@ -3,59 +3,46 @@
  */
 #include "vmm.h"
 #include "loader.h"
+#include <elf.h>
 #include <errno.h>
 #include <fcntl.h>
+#include <pthread.h>
 #include <stdlib.h>
 #include <string.h>
 #include <sys/mman.h>
 #include <sys/stat.h>
 #include <unistd.h>
 
-void free_file(void *data, size_t size)
-{
-    munmap(data, size);
-}
-
-void *read_file(const char *path, const char *option, size_t *size)
+static int open_file(const char *path, const char *option, size_t *size)
 {
     struct stat st;
-    char *data;
-    size_t got = 0;
     int fd = open(path, O_RDONLY | O_CLOEXEC);
 
     if (fd < 0 || fstat(fd, &st) < 0) {
         vmm_error("%s %s: %s", option, path, strerror(errno));
-        if (fd >= 0)
-            close(fd);
-        return NULL;
-    }
-    if (!S_ISREG(st.st_mode) || st.st_size == 0) {
+    } else if (!S_ISREG(st.st_mode) || st.st_size == 0) {
         vmm_error("%s %s: %s", option, path, S_ISREG(st.st_mode) ? "the file is empty" : "not a regular file");
-        close(fd);
-        return NULL;
+    } else {
+        *size = (size_t)st.st_size;
+        return fd;
     }
-    data = mmap(NULL, st.st_size, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
-    if (data == MAP_FAILED)
-        data = NULL;
-    else
-        madvise(data, st.st_size, MADV_HUGEPAGE);
-    while (data && got < (size_t)st.st_size) {
-        ssize_t n = read(fd, data + got, st.st_size - got);
+    if (fd >= 0)
+        close(fd);
+    return -1;
+}
+
+int read_part(int fd, const char *path, const char *option, void *to, size_t size, size_t offset)
+{
+    for (size_t got = 0; got < size;) {
+        ssize_t n = pread(fd, (char *)to + got, size - got, (off_t)(offset + got));
+
         if (n < 0 && errno == EINTR)
             continue;
-        if (n <= 0) {
-            vmm_error("%s %s: %s", option, path, n < 0 ? strerror(errno) : "became shorter while it was read");
-            free_file(data, st.st_size);
-            close(fd);
-            return NULL;
-        }
-        got += n;
+        if (n <= 0)
+            return vmm_error("%s %s: %s", option, path, n < 0 ? strerror(errno) : "became shorter while it was read");
+        got += (size_t)n;
     }
-    close(fd);
-    if (!data)
-        vmm_error("%s %s: no memory for %zu bytes", option, path, (size_t)st.st_size);
-    *size = got;
-    return data;
+    return 0;
 }
 
 int load_initrd(struct machine *m, uint64_t limit, uint64_t kernel_end, uint64_t *gpa, uint64_t *size)
@@ -63,26 +50,58 @@ int load_initrd(struct machine *m, uint64_t limit, uint64_t kernel_end, uint64_t
     const char *path = m->config.initrd;
     uint64_t top = limit < m->low_ram ? limit : m->low_ram;
     size_t n;
-    void *data, *to;
+    int fd, ret;
 
     *gpa = *size = 0;
     if (!path)
         return 0;
-    data = read_file(path, "--initrd", &n);
-    if (!data)
+    fd = open_file(path, "--initrd", &n);
+    if (fd < 0)
         return -1;
     if (n > top || ((top - n) & ~0xfffull) < kernel_end) {
-        free_file(data, n);
+        close(fd);
         return vmm_error("--initrd %s: %llu MiB does not fit beside the kernel in %llu MiB of RAM; use -m %lluM", path,
                          (unsigned long long)((n + MiB - 1) / MiB), (unsigned long long)(m->config.ram_size / MiB),
                          (unsigned long long)((kernel_end + n) / MiB + 64));
     }
     *gpa = (top - n) & ~0xfffull;
     *size = n;
-    to = machine_ram(m, *gpa, n);
-    memcpy(to, data, n);
-    free_file(data, n);
-    return 0;
+    ret = read_part(fd, path, "--initrd", machine_ram(m, *gpa, n), n, 0);
+    close(fd);
+    return ret;
+}
+
+/* ---- memory that the guest is certain to need ---- */
+struct warm {
+    char *from;
+    size_t size;
+};
+
+static void *warm_thread(void *arg)
+{
+    struct warm w = *(struct warm *)arg;
+
+    free(arg);
+    for (size_t at = 0; at < w.size; at += MiB)
+        madvise(w.from + at, w.size - at < MiB ? w.size - at : MiB, MADV_POPULATE_WRITE);
+    return NULL;
+}
+
+/* Meanwhile, by another thread: making and clearing host memory is a good part of a boot. Contents stay. */
+void ram_warm(struct machine *m, uint64_t gpa, uint64_t size)
+{
+    const uint64_t first = (gpa + 0xfff) & ~0xfffull;
+    char *from = machine_ram(m, first, size);
+    struct warm *w = from ? malloc(sizeof(*w)) : NULL;
+    pthread_t thread;
+
+    if (!w)
+        return;
+    *w = (struct warm){.from = from, .size = size & ~0xfffull};
+    if (pthread_create(&thread, NULL, warm_thread, w) == 0)
+        pthread_detach(thread);
+    else
+        free(w);
 }
 
 int loader_set_regs(struct machine *m, const struct entry_state *e)
@@ -119,21 +138,33 @@ int loader_set_regs(struct machine *m, const struct entry_state *e)
     return 0;
 }
 
-int load_guest(struct machine *m)
+static int load_elf_file(struct machine *m, int fd, size_t size)
 {
-    size_t size;
-    uint8_t *file = read_file(m->config.kernel, "--kernel", &size);
+    const char *path = m->config.kernel;
+    void *file = mmap(NULL, size, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
     int ret;
 
-    if (!file)
-        return -1;
-    if (size >= 4 && memcmp(file,
-                            "\x7f"
-                            "ELF",
-                            4) == 0)
+    if (file == MAP_FAILED)
+        return vmm_error("--kernel %s: no memory for %zu bytes", path, size);
+    ret = read_part(fd, path, "--kernel", file, size, 0);
+    if (ret == 0)
         ret = load_pvh(m, file, size);
-    else
-        ret = load_bzimage(m, file, size);
-    free_file(file, size);
+    munmap(file, size);
+    return ret;
+}
+
+int load_guest(struct machine *m)
+{
+    const char *path = m->config.kernel;
+    uint8_t head[LOADER_HEAD] = {0};
+    size_t size;
+    int fd = open_file(path, "--kernel", &size), ret;
+
+    if (fd < 0)
+        return -1;
+    ret = read_part(fd, path, "--kernel", head, size < sizeof(head) ? size : sizeof(head), 0);
+    if (ret == 0)
+        ret = memcmp(head, ELFMAG, SELFMAG) == 0 ? load_elf_file(m, fd, size) : load_bzimage(m, head, fd, size);
+    close(fd);
     return ret;
 }

@@ -17,6 +17,10 @@ struct entry_state {
     uint64_t rip, rsi, rbx, cr3;
     bool long_mode; /* 64-bit with paging; else 32-bit protected mode without */
 };
+#define LOADER_HEAD 4096u /* bytes of a kernel's file that tell what it is */
+/* 0, or -1 after a message */
+int read_part(int fd, const char *path, const char *option, void *to, size_t size, size_t offset);
 int loader_set_regs(struct machine *, const struct entry_state *);
+void ram_warm(struct machine *, uint64_t gpa, uint64_t size); /* host memory for it is made in the background */
 
 #endif

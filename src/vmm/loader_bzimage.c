@@ -4,7 +4,7 @@
 #include <asm/bootparam.h>
 #include <string.h>
 
-#define HEADER_OFFSET 0x1f1
+#define HEADER_OFFSET 0x1f1      /* within LOADER_HEAD */
 #define HEADER_MAGIC  0x53726448 /* "HdrS" */
 #define ENTRY_64      0x200      /* startup_64, from the protected-mode kernel's start */
 
@@ -20,14 +20,14 @@ static void identity_map(struct machine *m)
         pd[i] = i * (2 * MiB) | 0x83; /* present, writable, large */
 }
 
-static int check_header(const struct machine *m, const uint8_t *file, size_t size, struct setup_header *h)
+static int check_header(const struct machine *m, const uint8_t *head, size_t size, struct setup_header *h)
 {
     const char *path = m->config.kernel;
     size_t setup;
 
     if (size < HEADER_OFFSET + sizeof(*h) + 0x200)
         return vmm_error("--kernel %s: %zu bytes is too short for a Linux bzImage or an ELF file", path, size);
-    memcpy(h, file + HEADER_OFFSET, sizeof(*h));
+    memcpy(h, head + HEADER_OFFSET, sizeof(*h));
     if (h->boot_flag != 0xaa55 || h->header != HEADER_MAGIC)
         return vmm_error("--kernel %s: neither a Linux bzImage nor an ELF file", path);
     if (h->version < 0x20c || !(h->xloadflags & XLF_KERNEL_64))
@@ -82,14 +82,14 @@ static int fill_params(struct machine *m, const struct setup_header *h, uint64_t
     return 0;
 }
 
-int load_bzimage(struct machine *m, const uint8_t *file, size_t size)
+int load_bzimage(struct machine *m, const uint8_t *head, int fd, size_t size)
 {
     struct setup_header h;
     struct entry_state entry = {.rsi = BOOT_PARAMS, .cr3 = BOOT_PAGETABLE, .long_mode = true};
     size_t setup, image;
     uint64_t place;
 
-    if (check_header(m, file, size, &h) < 0)
+    if (check_header(m, head, size, &h) < 0)
         return -1;
     setup = ((h.setup_sects ? h.setup_sects : 4) + 1) * 512ul;
     image = size - setup;
@@ -98,7 +98,10 @@ int load_bzimage(struct machine *m, const uint8_t *file, size_t size)
         return vmm_error("--kernel %s: needs %llu MiB of RAM to start, -m gives %llu; use -m 256M", m->config.kernel,
                          (unsigned long long)((place + h.init_size + MiB - 1) / MiB),
                          (unsigned long long)(m->config.ram_size / MiB));
-    memcpy(machine_ram(m, place, image), file + setup, image);
+    if (read_part(fd, m->config.kernel, "--kernel", machine_ram(m, place, image), image, setup) < 0)
+        return -1;
+    if (h.init_size > image)
+        ram_warm(m, place + image, h.init_size - image);
     identity_map(m);
     if (fill_params(m, &h, place + h.init_size) < 0)
         return -1;

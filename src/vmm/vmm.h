@@ -146,11 +146,9 @@ int boot_state_restore(struct machine *);
 
 /* loaders */
 int load_guest(struct machine *); /* loader.c: by the file's kind; sets vCPU 0's registers */
-int load_bzimage(struct machine *, const uint8_t *file, size_t size);
+int load_bzimage(struct machine *, const uint8_t *head, int fd, size_t size);
 int load_pvh(struct machine *, const uint8_t *file, size_t size);
 int load_initrd(struct machine *, uint64_t limit, uint64_t kernel_end, uint64_t *gpa, uint64_t *size);
-void *read_file(const char *path, const char *option, size_t *size); /* NULL after a message */
-void free_file(void *, size_t size);
 struct e820_range {
     uint64_t start, size;
     uint32_t type; /* 1 RAM, 2 reserved, 3 ACPI */
