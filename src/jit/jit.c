@@ -6,6 +6,7 @@
 #include <cpuid.h>
 #include <signal.h>
 #include <stdlib.h>
+#include <time.h>
 #include <ucontext.h>
 
 static uint64_t code_address(const struct jit *j, const struct jit_block *jb)
@@ -205,10 +206,22 @@ static bool translatable(const struct block *b)
     return !b->page2 || !code_selfcheck(b);
 }
 
+/* Only under ANYKVM_STAT: 0. The vector state is saved. */
+static uint64_t time_now(const struct jit *j)
+{
+    struct timespec t;
+
+    if (likely(!j->count))
+        return 0;
+    clock_gettime(CLOCK_MONOTONIC, &t);
+    return t.tv_sec * 1000000000ull + t.tv_nsec;
+}
+
 static struct jit_block *translate_now(struct jit *j, struct block *b, gva_t rip)
 {
     const uint32_t key = b->key | (rip >> 63 ? KEY_UPPER : 0);
     struct jit_block *jb = jit_find(j, b->hva, key);
+    uint64_t start;
 
     if (jb && unlikely(jb->serial != b->serial)) { /* killed by another cpu this moment */
         block_drop(j, jb);
@@ -221,7 +234,9 @@ static struct jit_block *translate_now(struct jit *j, struct block *b, gva_t rip
         return NULL;
     }
     host_fpu_save(j->cpu);
+    start = time_now(j);
     jb = jit_translate(j, b, rip);
+    j->cpu->counters[CC_translate_ns] += time_now(j) - start;
     for (struct jit_block *x = jb; x;) {
         const hva_t hva = atomic_load(&x->b->hva);
 
@@ -232,6 +247,24 @@ static struct jit_block *translate_now(struct jit *j, struct block *b, gva_t rip
         x = x->unit_next == jb ? NULL : x->unit_next;
     }
     return jb;
+}
+
+/* code_lookup(), with the time that it takes when it decodes. */
+static int lookup(struct jit *j, struct block **b)
+{
+    struct cpu *cpu = j->cpu;
+    const uint64_t decoded = cpu->counters[CC_insns_decoded];
+    uint64_t start;
+    int st;
+
+    if (likely(!j->count))
+        return code_lookup(cpu, b);
+    host_fpu_save(cpu);
+    start = time_now(j);
+    st = code_lookup(cpu, b);
+    if (cpu->counters[CC_insns_decoded] != decoded)
+        cpu->counters[CC_translate_ns] += time_now(j) - start;
+    return st;
 }
 
 /* false: it is not what memory holds any more. A block that is new leads to older ones of its page. */
@@ -365,7 +398,7 @@ static struct jit_block *next_block(struct jit *j, struct block **interpreted)
     if (unlikely(!jb)) {
         if (j->status != CPU_OK)
             return NULL;
-        j->status = code_lookup(cpu, &b);
+        j->status = lookup(j, &b);
         if (j->status != CPU_OK || !b)
             return NULL;
         if (cpu->s.mode == MODE_64 && cpu->s.paging != PAGING_NONE && translatable(b))

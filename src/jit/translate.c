@@ -610,6 +610,7 @@ static void unit_publish(struct tr *t, gva_t rip)
     }
     j->translated_blocks += t->unit.n;
     j->cpu->counters[CC_blocks_translated] += t->unit.n;
+    j->cpu->counters[CC_insns_made] += t->unit.insns;
 }
 
 struct jit_block *jit_translate(struct jit *j, struct block *b, gva_t rip)
