@@ -24,6 +24,12 @@ void flat_fill(struct cpu *, gva_t gva);
 /* Translated code looked at the entry of this address, which need not be there: bounds what that costs the host. */
 void flat_looked_at(struct cpu *, gva_t gva);
 
+/* The table's word for gva in the current access mode. */
+static inline uint64_t flat_word(const struct cpu *cpu, gva_t gva, bool write)
+{
+    return ((const uint64_t *)(cpu->flat - FLAT_BASE + CPU_SPAN + (gva & FLAT_INDEX_MASK) / 4096 * FLAT_ENTRY))[write];
+}
+
 /* The engine keeps a way to gva's page that it guards by exec_gen alone. */
 void flat_note_exec(struct cpu *, gva_t gva);
 /* Small numbers again: the engine has forgotten all that it guarded by them. */

@@ -9,25 +9,31 @@
 
 #define POPULATE (256u << 10)
 _Static_assert(POPULATE >= JIT_BLOCK_MAX && JIT_CACHE % POPULATE == 0, "cache_populate: once a block is enough");
+#define SLOT_BYTES (JIT_SLOTS * sizeof(struct jit_slot))
 
 int cache_init(struct jit *j)
 {
     const int fd = memfd_create("anykvm-jit", MFD_CLOEXEC);
 
     j->desc = pool_map(JIT_DESCS * sizeof(*j->desc));
+    j->held = pool_map(JIT_DESCS * sizeof(*j->held));
     j->site = pool_map(JIT_DESCS * sizeof(*j->site));
     j->jc = pool_map(JC_BYTES);
-    if (fd < 0 || ftruncate(fd, JIT_CACHE) < 0 || !j->desc || !j->site || !j->jc)
+    if (fd < 0 || ftruncate(fd, JIT_CACHE) < 0 || !j->desc || !j->held || !j->site || !j->jc)
         return -1;
     j->rw = mmap(NULL, JIT_CACHE, PROT_READ | PROT_WRITE, MAP_SHARED | MAP_NORESERVE, fd, 0);
-    j->rx = mmap(NULL, JIT_CACHE, PROT_READ | PROT_EXEC, MAP_SHARED | MAP_NORESERVE, fd, 0);
-    close(fd);
-    if (j->rw == MAP_FAILED || j->rx == MAP_FAILED)
+    j->rx =
+        mmap(NULL, JIT_CACHE + SLOT_BYTES, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
+    if (j->rw == MAP_FAILED || j->rx == MAP_FAILED ||
+        mmap(j->rx, JIT_CACHE, PROT_READ | PROT_EXEC, MAP_SHARED | MAP_NORESERVE | MAP_FIXED, fd, 0) == MAP_FAILED)
         return -1;
+    close(fd);
+    j->slots = (struct jit_slot *)(j->rx + JIT_CACHE);
     madvise(j->rw, JIT_CACHE, MADV_DONTDUMP);
     madvise(j->rw, JIT_CACHE, MADV_DONTFORK);
-    madvise(j->rx, JIT_CACHE, MADV_DONTDUMP);
-    madvise(j->rx, JIT_CACHE, MADV_DONTFORK);
+    madvise(j->rx, JIT_CACHE + SLOT_BYTES, MADV_DONTDUMP);
+    madvise(j->rx, JIT_CACHE + SLOT_BYTES, MADV_DONTFORK);
+    madvise(j->slots, SLOT_BYTES, MADV_NOHUGEPAGE);
     cache_trampolines(j);
     j->count = getenv("ANYKVM_STAT");
     j->map_fd =
@@ -56,10 +62,11 @@ void cache_destroy(struct jit *j)
 {
     pool_destroy(&j->pool);
     pool_unmap(j->desc, JIT_DESCS * sizeof(*j->desc));
+    pool_unmap(j->held, JIT_DESCS * sizeof(*j->held));
     pool_unmap(j->site, JIT_DESCS * sizeof(*j->site));
     pool_unmap(j->jc, JC_BYTES);
     munmap(j->rw, JIT_CACHE);
-    munmap(j->rx, JIT_CACHE);
+    munmap(j->rx, JIT_CACHE + SLOT_BYTES);
     if (j->map_fd >= 0)
         close(j->map_fd);
 }
@@ -72,6 +79,8 @@ void cache_reset(struct jit *j)
     j->used = j->base;
     j->ndesc = 1;
     j->nsite = 0;
+    j->nslot = SLOT_MASKS + 1;
+    j->nheld = 0;
     memset(j->jc, 0, JC_BYTES);
     j->resets++;
     j->cpu->counters[CC_cache_resets]++;
@@ -174,4 +183,7 @@ void cache_trampolines(struct jit *j)
     j->base = (e.w - j->rw + 63) & ~63u;
     j->used = j->base;
     j->ndesc = 1;
+    j->nslot = SLOT_MASKS + 1;
+    for (unsigned n = 0; n < SLOT_MASKS; n++)
+        j->slots[1 + n].word = (PAGE_SIZE - 1) & ~((1ull << n) - 1);
 }

@@ -263,11 +263,13 @@ static int check_block(struct jit *j, const struct jit_block *jb)
         fpu_put(cpu, c->fpu_before);
     if (jb->uses_fpu)
         host_fpu_load(cpu);
+    j->left_amid = false;
     st = jit_enter(j, jb);
     host_fpu_save(cpu);
     if (fpu)
         fpu_sync(cpu);
-    if (cpu->s.rip != c->first.rip && (jb->dead || cpu->exec_gen[0] != gen0 || cpu->exec_gen[1] != gen1))
+    if (j->left_amid ||
+        (cpu->s.rip != c->first.rip && (jb->dead || cpu->exec_gen[0] != gen0 || cpu->exec_gen[1] != gen1)))
         return st; /* left amid the block, which goes on from there */
     if (!same(cpu, c, jb, st, fpu, why, sizeof(why)))
         report(cpu, c, b, why);

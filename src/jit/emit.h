@@ -146,6 +146,18 @@ static inline void e_op(struct emit *e, unsigned flags, unsigned map, uint8_t op
     e_modrm(e, reg, &rm);
 }
 
+/* One-byte opcode with a rip-relative operand at an executable address within 2 GB; imm: bytes that follow it. */
+static inline void e_op_rip(struct emit *e, unsigned flags, uint8_t opcode, uint8_t reg, uint64_t target, unsigned imm)
+{
+    const uint8_t rex = (flags & EF_W ? 8 : 0) | (reg & 8) >> 1;
+
+    if (rex)
+        e1(e, 0x40 | rex);
+    e1(e, opcode);
+    e1(e, (reg & 7) << 3 | 5);
+    e4(e, (uint32_t)(target - (e_here(e) + 4 + imm)));
+}
+
 /* VEX form of a BMI instruction: pp 0 none, 1 66, 2 F3, 3 F2 */
 static inline void e_vex(struct emit *e, unsigned map, unsigned pp, bool w, uint8_t opcode, uint8_t reg, uint8_t vvvv,
                          struct rm rm)
@@ -198,6 +210,16 @@ static inline void e_mov_imm64(struct emit *e, uint8_t reg, uint64_t v)
 static inline void e_pext(struct emit *e, uint8_t dst, uint8_t src, struct rm mask)
 {
     e_vex(e, 2, 2, true, 0xf5, dst, src, mask);
+}
+/* ... with its mask at an executable address within 2 GB */
+static inline void e_pext_rip(struct emit *e, uint8_t dst, uint8_t src, uint64_t target)
+{
+    const struct rm rm = rm_mem(H_RBP, 0); /* of its ModRM the addressing mode changes */
+
+    e_vex(e, 2, 2, true, 0xf5, dst, src, rm);
+    e->w[-2] &= 0x3f;
+    e->w--;
+    e4(e, (uint32_t)(target - (e_here(e) + 4)));
 }
 static inline void e_pdep(struct emit *e, uint8_t dst, uint8_t src, struct rm mask)
 {

@@ -557,6 +557,35 @@ static void fill(struct cpu *cpu, gva_t gva)
         flat_fill(cpu, (gva | ~PAGE_MASK) + 1);
 }
 
+/* What the rest of the block accesses without a check, looked at again: true where it may go on. */
+static bool held_ok(struct jit *j, const struct jit_desc *d)
+{
+    struct cpu_state *s = &j->cpu->s;
+
+    for (uint32_t n = d->held; n < d->held + d->nheld; n++) {
+        const struct jit_held *h = &j->held[n];
+        const gva_t lo = s->gpr[h->base] + (int64_t)h->lo;
+        const bool two_pages = (lo ^ (lo + h->span - 1)) & PAGE_MASK;
+        uint64_t word;
+
+        flat_looked_at(j->cpu, lo);
+        flat_looked_at(j->cpu, lo + h->span - 1);
+        word = flat_word(j->cpu, lo, h->write);
+
+        if (unlikely(two_pages) && ++d->jb->lost == GROUPS_LOST && !d->jb->dead) {
+            d->jb->b->heat |= HEAT_NO_GROUPS;
+            block_drop(j, d->jb);
+        }
+        if (two_pages || !word || !cpu_canonical(lo))
+            return false;
+        if (h->slot)
+            j->slots[h->slot].word = word;
+        else
+            s->hot_spare[d->jb->key & KEY_CPL3 ? HOT_STACK_USER : HOT_STACK_SUPER] = word;
+    }
+    return true;
+}
+
 static uint64_t slow_insn(struct jit *j, const struct jit_desc *d)
 {
     struct cpu *cpu = j->cpu;
@@ -585,6 +614,10 @@ static uint64_t slow_insn(struct jit *j, const struct jit_desc *d)
         cpu->counters[CC_smc_stops] += d->jb->dead;
         if (d->jb->dead || gen0 != cpu->exec_gen[0] || gen1 != cpu->exec_gen[1])
             return go_on(j);
+        if (unlikely(d->nheld && !held_ok(j, d))) {
+            j->left_amid = true;
+            return go_on(j);
+        }
         if (d->jb->uses_fpu && !cpu->fpu_live)
             host_fpu_load(cpu);
         return resume;
@@ -605,6 +638,21 @@ static uint64_t slow_insn(struct jit *j, const struct jit_desc *d)
     return 0;
 }
 
+/* A site's prediction failed SLOT_PERIOD times since the last look: often, or over a long time. */
+static uint64_t slow_miss(struct jit *j, const struct jit_desc *d)
+{
+    struct jit_slot *slot = &j->slots[d->disp];
+    const uint32_t now = (uint32_t)(__builtin_ia32_rdtsc() >> 6);
+
+    if (now - slot->since < SLOT_PERIOD * SLOT_CYCLES >> 6) {
+        tr_make_plain(j, d);
+        j->cpu->counters[CC_sites_plain]++;
+    }
+    slot->since = now;
+    slot->left = SLOT_PERIOD;
+    return (uint64_t)(j->rx + d->resume);
+}
+
 uint64_t jit_slow(struct cpu *cpu, uint32_t desc)
 {
     struct jit *j = cpu->engine_data;
@@ -623,6 +671,8 @@ uint64_t jit_slow(struct cpu *cpu, uint32_t desc)
     case DESC_FPU:
         host_fpu_load(cpu);
         return (uint64_t)(j->rx + d->resume);
+    case DESC_MISS:
+        return slow_miss(j, d);
     default: /* DESC_POLL */
         cpu->s.rip = cpu->s.hot_spare[HOT_PAGE] + (int64_t)d->disp;
         j->status = CPU_AGAIN;
@@ -746,6 +796,9 @@ static void hot_words(struct jit *j)
     cpu->s.hot_spare[HOT_MASK_JC] = (uint64_t)(JC_SLOTS - 1) * sizeof(struct jc_entry);
     cpu->s.hot_spare[HOT_SLOW] = (uint64_t)jit_slow;
     cpu->s.hot_spare[HOT_CPU] = (uint64_t)cpu;
+    for (unsigned n = HOT_STACK_USER; n <= HOT_STACK_SUPER; n++)
+        if (!cpu->s.hot_spare[n])
+            cpu->s.hot_spare[n] = SLOT_COLD;
 }
 
 int jit_run_alone(struct cpu *cpu, struct block *b)

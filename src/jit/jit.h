@@ -24,6 +24,7 @@
 #define JIT_CACHE     (96u << 20) /* bytes of code */
 #define JIT_BLOCK_MAX 131072u     /* bytes that one unit can need */
 #define JIT_DESCS     (1u << 21)
+#define JIT_SLOTS     (1u << 20)
 #define JIT_HASH      (1u << 18)
 #define JIT_PAGES     (1u << 16)
 #define JIT_HEAT      3u /* times that a block is interpreted before it is translated; $ANYKVM_JIT_HEAT */
@@ -38,6 +39,7 @@ enum desc_kind {
     DESC_ENTER, /* the guard of a block over a page's end: look where the second page lies now, go on behind the guard
                  */
     DESC_POLL,  /* attention: go on at page + disp after a safepoint */
+    DESC_MISS,  /* a prediction failed SLOT_PERIOD times; patch: its site; then resume */
     DESC_KINDS
 };
 
@@ -48,11 +50,32 @@ struct jit_desc {
     int32_t disp;    /* guest rip minus page address: of the instruction (INSN), of the target (EXIT, POLL) */
     uint16_t index;
     uint8_t kind, size;
+    uint8_t nheld;
+    uint32_t held; /* INSN: first of nheld */
+};
+
+struct jit_held { /* bytes that code behind a slow path accesses without a check: they are checked there (held_ok()) */
+    int32_t lo;   /* from general register base */
+    uint16_t span;
+    uint8_t base;
+    bool write;
+    uint32_t slot; /* gets the table's word; 0: the stack's hot word */
 };
 
 struct jit_site { /* host instruction that may fault -> its slow path */
     uint32_t rip, stub;
 };
+
+struct jit_slot {  /* the predicted table word of a block's accesses by one base register */
+    uint64_t word; /* never 0: an empty entry does not equal it */
+    uint32_t left; /* misses to the next look at the clock */
+    uint32_t since;
+};
+/* slots 1 to 9 hold masks: bits of a page offset that are 0 in its first 1, 2, 4 ... 256 bytes */
+#define SLOT_MASKS  9u
+#define SLOT_COLD   0x8000000000000001ull /* in no table: makes a canonical address non-canonical */
+#define SLOT_PERIOD 64u
+#define SLOT_CYCLES 128u /* a miss in fewer cycles, on average: not worth predicting */
 
 struct jit_page {
     hva_t hva;
@@ -74,6 +97,7 @@ struct jit_block {
     uint32_t body;              /* ... of what is behind its guard and comparison; code where there is none */
     bool dead, uses_fpu, thunk; /* thunk: the entry is not in front of inner */
     bool selfcheck;             /* code_selfcheck() */
+    uint16_t lost;              /* times that its merged checks found two pages */
     struct jit_page *page;
     struct jit_page *page2; /* one instruction that ends there: a guard in front compares page and salt */
     struct block *b;        /* may be freed once its death is in the kill ring: serial is what tells */
@@ -86,7 +110,9 @@ struct jit_block {
     struct jit_block *forwards, *forward_next; /* dead blocks whose entries lead here, a list */
     struct jit_block *page_next;
 };
-#define KEY_UPPER 0x80000000u /* translated for the upper half of the address space */
+#define HEAT_NO_GROUPS 0x80000000u /* of struct block's heat: no merged checks */
+#define GROUPS_LOST    8u
+#define KEY_UPPER      0x80000000u /* translated for the upper half of the address space */
 
 /* Where an indirect branch goes: a cache by the low 16 bits of the address. key: -(rip + (salt << 48)); with it no
  * other rip of the slot gives 0, nor does the right one with attention, which is < 128. */
@@ -115,6 +141,10 @@ struct jit {
     uint32_t ndesc;
     struct jit_site *site;
     uint32_t nsite;
+    struct jit_slot *slots; /* behind the executable mapping: rip-relative operands reach them */
+    uint32_t nslot;
+    struct jit_held *held;
+    uint32_t nheld;
     struct jit_block *hash[JIT_HASH];
     struct jit_page *pages[JIT_PAGES];
     struct pool pool; /* of blocks and pages: all of them go at a reset */
@@ -127,6 +157,7 @@ struct jit {
     unsigned salt_victim;
     int (*check)(struct jit *, const struct jit_block *); /* check mode (check.c): runs each block; nothing is linked */
     bool alone;                                           /* jit_run_alone(): units of one block, which nothing finds */
+    bool left_amid;                                       /* ... a block was left where merged checks failed */
     int status;                                           /* why translated code was left */
     uint64_t resets, translated_blocks, translated_bytes;
     bool count; /* ANYKVM_STAT: each block counts its instructions, a quarter of the time of short blocks */
@@ -137,7 +168,18 @@ struct jit {
 };
 
 /* hot words of the state (state.def, hot_spare) */
-enum { HOT_PAGE, HOT_MASK, HOT_JC, HOT_MASK_JC, HOT_MASK_ROR, HOT_SLOW, HOT_CPU, HOT_COUNT };
+enum {
+    HOT_PAGE,
+    HOT_MASK,
+    HOT_JC,
+    HOT_MASK_JC,
+    HOT_MASK_ROR,
+    HOT_SLOW,
+    HOT_CPU,
+    HOT_STACK_USER,
+    HOT_STACK_SUPER,
+    HOT_COUNT
+};
 _Static_assert(HOT_COUNT <= 10, "state.def: hot_spare");
 
 #define CPU(field) ((int32_t)offsetof(struct cpu, field) - FLAT_BASE)
@@ -158,7 +200,8 @@ extern const struct engine jit_engine;
 /* cache.c */
 static inline bool cache_full(const struct jit *j) /* no room for the next block for certain */
 {
-    return j->used > JIT_CACHE - JIT_BLOCK_MAX || j->ndesc > JIT_DESCS - 2048 || j->nsite > JIT_DESCS - 2048;
+    return j->used > JIT_CACHE - JIT_BLOCK_MAX || j->ndesc > JIT_DESCS - 2048 || j->nsite > JIT_DESCS - 2048 ||
+           j->nslot > JIT_SLOTS - 2048 || j->nheld > JIT_DESCS - 8192;
 }
 int cache_init(struct jit *);
 void cache_destroy(struct jit *);
@@ -174,6 +217,7 @@ void link_cross(struct jit *, uint32_t patch, gva_t from, gva_t to, uint64_t tar
 void guard_set(struct jit *, uint32_t patch, gva_t page);    /* the guard there lets in who has this salt and page */
 void guard_clear(struct jit *, uint32_t patch);              /* ... nobody */
 void patch_jump(struct jit *, uint32_t at, uint64_t target); /* jit.c: the 32-bit displacement at `at` */
+void tr_make_plain(struct jit *, const struct jit_desc *);   /* tr_mem.c: a site that does not predict any more */
 /* translate.c: a block and what is translated with it; NULL when the cache is full. All of them are found from then on.
  */
 struct jit_block *jit_translate(struct jit *, struct block *, gva_t rip);

@@ -10,20 +10,62 @@ extern const uint8_t tr_host_reg[16]; /* guest register -> host register, H_NONE
 #define T0 H_R14 /* address */
 #define T1 H_RCX /* index, entry, value */
 
+struct tr_ea {    /* a memory operand's address */
+    struct rm rm; /* base, index and displacement in host registers */
+    bool near;    /* that and at most one word of the state are all of it */
+    bool has_word;
+    int32_t word; /* ... to add: of the cpu */
+    uint8_t key;  /* whose prediction it shares: a base register, or: */
+};
+enum { TR_KEY_RIP = 16, TR_KEY_NONE, TR_KEY_SEG, TR_KEYS = TR_KEY_SEG + 2 };
+
+enum tr_stub_kind {
+    STUB_PLAIN,
+    STUB_CROSS,       /* an access of size bytes may cross pages: back where it does not, or where that is no matter */
+    STUB_CROSS_FLAGS, /* ... flags are live; T0 is its last byte */
+    STUB_MISS         /* the table's word is not the predicted one */
+};
 struct tr_stub { /* out of line: ecx = descriptor; jump to slow */
     uint32_t desc;
-    uint8_t size; /* not 0: first, an access of so many bytes at T0 that may cross pages goes back where it does not, */
-    bool write;   /* or where both pages are neighbours in host memory too. What is known: */
-    bool unaligned; /* ... it is unaligned, flags are free */
-    uint8_t align;  /* ... it is at a page's end, but perhaps aligned (mask); flags are not free */
+    uint8_t kind;
+    uint16_t size;
+    bool write;
+    uint8_t back_reg; /* CROSS: T1 is the address again */
+    uint16_t slow;    /* MISS: the stub of an empty entry */
+    uint32_t slot;    /* ... its prediction, or */
+    int32_t hot;      /* ... a word of the cpu */
+    struct tr_ea ea;
     uint8_t *back;
-    uint8_t *from[4]; /* 32-bit displacements that lead here */
+    uint8_t *from[8]; /* 32-bit displacements that lead here */
     unsigned nfrom;
+    uint8_t *placed;
 };
 struct tr_short { /* a jrcxz whose landing is not placed yet */
     uint8_t *at;
     struct tr_stub *stub;
 };
+
+/* ---- tr_group.c ---- */
+struct tr_values { /* general registers: numbers of unknown values, and offsets from them */
+    uint32_t value[16], next;
+    int32_t offset[16];
+};
+struct tr_member { /* an access at a register + disp */
+    uint8_t base, size;
+    bool write, stack; /* stack: the implicit one of a push or pop */
+    int32_t disp;
+};
+struct tr_group { /* accesses that one check lets pass: bytes [lo, hi) from a value */
+    uint32_t value;
+    int32_t lo, hi;
+    uint32_t slot; /* what to add to addresses; 0: the stack's hot word */
+    uint16_t first, last;
+    uint8_t n;
+    bool write, stack, closed;
+    bool checked; /* the check was emitted */
+};
+#define TR_GROUPS     16
+#define TR_GROUP_SPAN 256 /* bytes: a page holds the range of most */
 
 #define UNIT_BLOCKS 24u
 #define UNIT_INSNS  192u
@@ -49,7 +91,14 @@ struct tr {
     uint32_t off, next_off; /* page offsets of it and of the one behind it */
     bool flags_live;        /* before it: checks must leave EFLAGS alone */
     uint8_t live[BLOCK_INSNS + 1];
-    uint8_t *last_entry;       /* of the block before */
+    uint8_t *last_entry;     /* of the block before */
+    uint32_t slot[TR_KEYS];  /* the block's predictions, 0: none yet */
+    struct tr_values values; /* before the current instruction */
+    struct tr_group group[TR_GROUPS];
+    unsigned ngroups;
+    uint8_t member[BLOCK_INSNS][2]; /* number of the group + 1 of the explicit access, of the stack's */
+    uint8_t base;                   /* of the access that is emitted, in terms of values */
+    int32_t disp;
     struct tr_stub *insn_stub; /* this instruction's slow path, made on demand */
     struct tr_stub stub[TR_STUBS];
     unsigned nstub;
@@ -76,7 +125,8 @@ void tr_jcc_stub(struct tr *, unsigned cc, struct tr_stub *);
 void tr_jrcxz_stub(struct tr *, struct tr_stub *); /* rcx == 0; flags untouched */
 /* Place what jrcxz waits for, if room more bytes would put it out of reach, or behind an unconditional jump. */
 void tr_islands(struct tr *, bool behind_jump, unsigned room);
-void tr_site(struct tr *); /* the next host instruction may fault: slow path is the fix-up */
+void tr_slow_exit(struct tr *, uint32_t desc); /* ten bytes: to jit_slow(desc) */
+void tr_site(struct tr *);                     /* the next host instruction may fault: slow path is the fix-up */
 /* Go on at page + disp: linked jumps; the same if a condition holds. */
 void tr_goto(struct tr *, int32_t disp);
 void tr_goto_if(struct tr *, unsigned cc, int32_t disp);
@@ -89,15 +139,23 @@ void tr_goto_reg(struct tr *);
 void tr_ea(struct tr *);
 /* T0 = linear address of the memory operand. false: a form that is not emitted. */
 bool tr_address(struct tr *);
-/* T0 = host address for size bytes, checked for reading (or writing, which implies reading); T1 is lost. Out of line:
- * the slow path. */
-void tr_check(struct tr *, unsigned size, bool write);
-/* The same as an operand, which may take T1 too: keep_t1 where T1 is needed for something else. */
-struct rm tr_checked(struct tr *, unsigned size, bool write, bool keep_t1);
-/* address and check; then *rm is the operand */
+/* The instruction's memory operand, checked for reading (or writing, which implies reading): *rm is on T0, and on T1
+ * too if that is not to be kept free. align: address bits that must be 0, else the slow path. The site is the caller's,
+ * who may load registers first. false: an address that is not emitted. */
+bool tr_access(struct tr *, unsigned size, bool write, unsigned align, bool keep_t1, struct rm *rm);
+/* The same and the site, where nothing is to be loaded. */
 bool tr_mem(struct tr *, unsigned size, bool write, struct rm *rm);
+/* 8 bytes at a pinned guest register + disp */
+struct rm tr_stack(struct tr *, unsigned guest_reg, int32_t disp, bool write, bool keep_t1);
+void tr_mem_stub(struct tr *, const struct tr_stub *); /* what comes out of line for it */
 /* operand n as a register or state word of the guest register */
 struct rm tr_reg_rm(unsigned guest_reg);
+
+void tr_groups_find(struct tr *);
+struct tr_group *tr_group_of(struct tr *, const struct tr_member *);
+void tr_groups_hold(struct tr *, struct jit_desc *); /* values are those behind the instruction by then */
+void tr_groups_stack(struct tr *);                   /* the stack's hot word is written */
+void tr_values_step(struct tr_values *, const struct insn *);
 
 /* ---- tr_int.c ---- */
 int tr_cond(unsigned op); /* the condition of Jcc, SETcc, CMOVcc; -1 for others */

@@ -37,16 +37,12 @@ static bool operand(struct tr *t, unsigned n, bool write, struct rm *rm)
         *rm = tr_reg_rm(in->o[n].reg);
         return true;
     }
-    if (in->o[n].kind != OPK_MEM || !tr_address(t))
-        return false;
-    tr_check(t, in->o[n].size, write);
-    *rm = rm_mem(T0, 0);
-    return true;
+    return in->o[n].kind == OPK_MEM && tr_access(t, in->o[n].size, write, 0, true, rm);
 }
 
 static void site(struct tr *t, const struct rm *rm)
 {
-    if (rm->mem && rm->reg == T0)
+    if (rm->mem && rm->reg != H_R15)
         tr_site(t);
 }
 

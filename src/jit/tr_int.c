@@ -51,11 +51,10 @@ static uint8_t in_reg(struct tr *t, unsigned n)
     return T1;
 }
 
-/* The operand of a checked access; register operand n (if it is one, and in the state) is going to be in T1 meanwhile.
- */
-static struct rm checked(struct tr *t, unsigned size, bool write, unsigned n)
+/* The checked memory operand; register operand n (if it is one, and in the state) is going to be in T1 meanwhile. */
+static bool checked(struct tr *t, unsigned size, bool write, unsigned n, struct rm *rm)
 {
-    return tr_checked(t, size, write, is_reg(t->in, n) && !tr_pinned(t->in->o[n].reg));
+    return tr_access(t, size, write, 0, is_reg(t->in, n) && !tr_pinned(t->in->o[n].reg), rm);
 }
 
 /* ... and back after it was written. 32-bit results are zero-extended in T1 already. */
@@ -117,9 +116,8 @@ static bool tr_alu(struct tr *t)
         const unsigned lock = in->pfx & PFX_LOCK ? EF_LOCK : 0;
         uint8_t src = T1;
 
-        if (!tr_address(t))
+        if (!checked(t, size, a != 7, 1, &rm))
             return false;
-        rm = checked(t, size, a != 7, 1);
         if (in->o[1].kind == OPK_REG)
             src = in_reg(t, 1);
         tr_site(t);
@@ -135,9 +133,8 @@ static bool tr_alu(struct tr *t)
         return false;
     if (is_mem(in, 1)) {
         uint8_t dst;
-        if (!tr_address(t))
+        if (!checked(t, size, false, 0, &rm))
             return false;
-        rm = checked(t, size, false, 0);
         dst = in_reg(t, 0);
         tr_site(t);
         e_op(e, f, 0, a * 8 + (byte ? 2 : 3), dst, rm);
@@ -169,9 +166,8 @@ static bool tr_test(struct tr *t)
         return false;
     if (is_mem(in, 0)) {
         uint8_t src = T1;
-        if (!tr_address(t))
+        if (!checked(t, size, false, 1, &rm))
             return false;
-        rm = checked(t, size, false, 1);
         if (in->o[1].kind == OPK_REG)
             src = in_reg(t, 1);
         tr_site(t);
@@ -229,9 +225,8 @@ static bool mov_to_mem(struct tr *t)
 
     if (in->o[1].kind != OPK_REG && in->o[1].kind != OPK_IMM)
         return false;
-    if (!tr_address(t))
+    if (!checked(t, size, true, 1, &rm))
         return false;
-    rm = checked(t, size, true, 1);
     if (in->o[1].kind == OPK_REG)
         src = in_reg(t, 1);
     tr_site(t);
@@ -260,9 +255,8 @@ static bool tr_mov(struct tr *t)
         const bool merges = size < 4 && !tr_pinned(in->o[0].reg);
         struct rm rm;
         uint8_t dst;
-        if (!tr_address(t))
+        if (!tr_access(t, size, false, 0, merges, &rm))
             return false;
-        rm = tr_checked(t, size, false, merges);
         if (merges) { /* through T1, which must have the old value */
             dst = in_reg(t, 0);
         } else {
@@ -308,9 +302,8 @@ static bool tr_movx(struct tr *t)
     if (!is_reg(in, 0) || size < 4)
         return false;
     if (is_mem(in, 1)) {
-        if (!tr_address(t))
+        if (!tr_access(t, from, false, 0, false, &rm))
             return false;
-        rm = tr_checked(t, from, false, false);
         tr_site(t);
     } else if (is_reg(in, 1)) {
         rm = r(in, 1);
@@ -382,9 +375,8 @@ static bool tr_xchg(struct tr *t)
         e_mov_store(&t->e, r(in, 1), T1);
         return true;
     }
-    if (in->o[n].kind != OPK_REG || !tr_address(t))
+    if (in->o[n].kind != OPK_REG || !checked(t, size, true, n, &rm))
         return false;
-    rm = checked(t, size, true, n);
     reg = in_reg(t, n);
     tr_site(t);
     e_op(&t->e, ef(size), 0, size == 1 ? 0x86 : 0x87, reg, rm);
@@ -402,9 +394,8 @@ static bool tr_cmpxchg(struct tr *t)
     struct rm rm;
     uint8_t reg;
 
-    if (!is_mem(in, 0) || !is_reg(in, 1) || !tr_address(t))
+    if (!is_mem(in, 0) || !is_reg(in, 1) || !checked(t, size, true, 1, &rm))
         return false;
-    rm = checked(t, size, true, 1);
     reg = in_reg(t, 1);
     tr_site(t);
     e_op(&t->e, ef(size) | (in->pfx & PFX_LOCK ? EF_LOCK : 0), 1, base + (size != 1), reg, rm);
@@ -449,9 +440,8 @@ static bool tr_shift(struct tr *t)
     if ((!by_cl && in->o[1].kind != OPK_IMM) || (in->pfx & PFX_LOCK))
         return false;
     if (is_mem(in, 0)) {
-        if (!tr_address(t))
+        if (!tr_access(t, size, true, 0, by_cl, &rm))
             return false;
-        rm = tr_checked(t, size, true, by_cl);
     } else if (is_reg(in, 0)) {
         rm = rm_reg(T0);
         if (tr_pinned(in->o[0].reg))
@@ -540,9 +530,8 @@ static bool tr_imul(struct tr *t)
     uint8_t dst;
 
     if (is_mem(in, 1)) {
-        if (!tr_address(t))
+        if (!checked(t, size, false, 0, &rm))
             return false;
-        rm = checked(t, size, false, 0);
     } else {
         rm = r(in, 1);
     }
@@ -572,9 +561,8 @@ static bool tr_bit_scan(struct tr *t)
     if (!is_reg(in, 0))
         return false;
     if (is_mem(in, 1)) {
-        if (!tr_address(t))
+        if (!checked(t, size, false, 0, &rm))
             return false;
-        rm = checked(t, size, false, 0);
     } else if (is_reg(in, 1)) {
         rm = r(in, 1);
     } else {
@@ -681,9 +669,8 @@ static bool tr_cmov(struct tr *t)
     uint8_t dst;
 
     if (is_mem(in, 1)) {
-        if (!tr_address(t))
+        if (!checked(t, size, false, 0, &rm))
             return false;
-        rm = checked(t, size, false, 0);
     } else {
         rm = r(in, 1);
     }
@@ -762,8 +749,7 @@ static bool tr_jmp(struct tr *t)
 /* Where the guest's push goes, checked. */
 static struct rm push_check(struct tr *t, bool keep_t1)
 {
-    e_lea(&t->e, T0, rm_mem(tr_host_reg[R_RSP], -8));
-    return tr_checked(t, 8, true, keep_t1);
+    return tr_stack(t, R_RSP, -8, true, keep_t1);
 }
 
 static void push_done(struct tr *t)
@@ -797,6 +783,7 @@ static bool tr_call(struct tr *t)
 {
     const struct insn *in = t->in;
     const int32_t temp = CPU(s.rip); /* exact only after a spill: free here */
+    struct rm to;
     int32_t disp = 0;
 
     if (in->opsize == 2 || in->aux == 1 || (in->o[0].kind == OPK_REL ? !relative(t, &disp) : in->o[0].size != 8))
@@ -815,11 +802,11 @@ static bool tr_call(struct tr *t)
     } else if (in->o[0].kind != OPK_REL) {
         return false;
     }
-    push_check(t, true);
+    to = push_check(t, true);
     e_mov_load(&t->e, T1, rm_cpu(CPU_HOT(HOT_PAGE)));
     e_lea(&t->e, T1, rm_mem(T1, t->next_off));
     tr_site(t);
-    e_mov_store(&t->e, rm_mem(T0, 0), T1);
+    e_mov_store(&t->e, to, T1);
     push_done(t);
     if (in->o[0].kind == OPK_REL) {
         tr_goto(t, disp);
@@ -840,8 +827,7 @@ static bool tr_ret(struct tr *t)
 
     if (in->opsize == 2 || in->aux == 1)
         return false;
-    e_mov_load(&t->e, T0, rm_reg(sp));
-    rm = tr_checked(t, 8, false, false);
+    rm = tr_stack(t, R_RSP, 0, false, false);
     tr_site(t);
     e_mov_load(&t->e, T0, rm);
     e_lea(&t->e, sp, rm_mem(sp, 8 + pop));
@@ -893,8 +879,7 @@ static bool tr_pop(struct tr *t)
 
     if (in->opsize == 2 || !is_reg(in, 0))
         return false;
-    e_mov_load(&t->e, T0, rm_reg(sp));
-    rm = tr_checked(t, 8, false, false);
+    rm = tr_stack(t, R_RSP, 0, false, false);
     tr_site(t);
     e_mov_load(&t->e, tr_pinned(in->o[0].reg) ? tr_host_reg[in->o[0].reg] : T1, rm);
     out_reg(t, 0);
@@ -909,6 +894,7 @@ static bool tr_pushf(struct tr *t)
 {
     const int32_t temp = CPU(s.rip);
     struct emit *e = &t->e;
+    struct rm to;
 
     if (t->in->opsize != 8)
         return false;
@@ -920,10 +906,10 @@ static bool tr_pushf(struct tr *t)
     e_mov_load(e, T0, rm_cpu(CPU(s.rflags_sys)));
     e_lea(e, T1, (struct rm){.mem = true, .reg = T1, .index = T0});
     e_mov_store(e, rm_cpu(temp), T1);
-    push_check(t, true);
+    to = push_check(t, true);
     e_mov_load(e, T1, rm_cpu(temp));
     tr_site(t);
-    e_mov_store(e, rm_mem(T0, 0), T1);
+    e_mov_store(e, to, T1);
     push_done(t);
     return true;
 }
@@ -935,8 +921,7 @@ static bool tr_leave(struct tr *t)
 
     if (t->in->opsize == 2)
         return false;
-    e_mov_load(&t->e, T0, rm_reg(bp));
-    rm = tr_checked(t, 8, false, false);
+    rm = tr_stack(t, R_RBP, 0, false, false);
     tr_site(t);
     e_mov_load(&t->e, T1, rm);
     e_lea(&t->e, sp, rm_mem(bp, 8));

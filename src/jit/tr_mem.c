@@ -1,6 +1,20 @@
 /* SPDX-License-Identifier: MIT
- * tr_mem.c: memory operands: linear address, look-up in the flat table, the check for accesses over two pages. */
+ * tr_mem.c: memory operands: linear address, the check against the flat table, accesses over two pages.
+ *
+ * The table's word authorises every access. Where flags are free it is compared with a prediction (struct jit_slot),
+ * and the access is made at address + prediction: the table load is not in the address's dependency chain. Forms: near
+ * T0 = prediction, in the operand beside the base register; T1 holds the index, then it is free far    T0 = address,
+ * the prediction is added to it; for addresses with several words of the state in them plain  T0 = address, T1 = the
+ * table's word, both in the operand; where flags are live, and where predictions miss Out of line, where the word is
+ * another one: 0 goes to the slow path, else it becomes the prediction. */
 #include "tr.h"
+
+#define TABLE(write) ((int32_t)CPU_SPAN - FLAT_BASE + ((write) ? 8 : 0))
+#define SEG_BASE(n)                                                                                                    \
+    ((int32_t)(offsetof(struct cpu, s.seg) + (n) * sizeof(struct segment)) + (int32_t)offsetof(struct segment, base) - \
+     FLAT_BASE)
+
+/* ---- addresses ---- */
 
 /* base + index * scale + disp, with guest registers wherever they live */
 static void address_offset(struct tr *t, const struct insn *in)
@@ -37,110 +51,542 @@ void tr_ea(struct tr *t)
     address_offset(t, t->in);
 }
 
+static bool address_ok(const struct insn *in)
+{
+    if (in->asize == 2 || in->disp != (int32_t)in->disp || (in->base == REG_RIP && in->disp > 0x7fff0000))
+        return false;
+    return !(in->base == H_NONE && in->index == H_NONE && in->disp < 0 && in->asize == 4);
+}
+
 bool tr_address(struct tr *t)
 {
     const struct insn *in = t->in;
 
-    if (in->asize == 2 || in->disp != (int32_t)in->disp || (in->base == REG_RIP && in->disp > 0x7fff0000))
-        return false;
-    if (in->base == H_NONE && in->index == H_NONE && in->disp < 0 && in->asize == 4)
+    if (!address_ok(in))
         return false;
     address_offset(t, in);
     if (in->seg == SEG_FS || in->seg == SEG_GS) {
-        e_mov_load(&t->e, T1,
-                   rm_cpu((int32_t)(offsetof(struct cpu, s.seg) + in->seg * sizeof(struct segment)) +
-                          (int32_t)offsetof(struct segment, base) - FLAT_BASE));
+        e_mov_load(&t->e, T1, rm_cpu(SEG_BASE(in->seg)));
         e_lea(&t->e, T0, (struct rm){.mem = true, .reg = T0, .index = T1});
     }
     return true;
 }
 
-/* Without flags: the last size bytes of a page (for sizes that are no power of two, the last 16) are looked at again
- * out of line, where an aligned access is sent back. */
-static void check_crossing_no_flags(struct tr *t, unsigned size, struct tr_stub *s)
+/* Which prediction an operand shares: by what its address starts from. */
+static unsigned slot_key(const struct insn *in)
 {
-    const unsigned align = size & (size - 1) ? 15 : size - 1;
-    const unsigned mask = (PAGE_SIZE - 1) & ~align;
-    struct emit *e = &t->e;
-
-    e_mov_imm32(e, T1, mask);
-    e_pext(e, T1, T0, rm_reg(T1));
-    e_lea(e, T1, rm_mem(T1, -(int32_t)(mask / (align + 1))));
-    tr_jrcxz_stub(t, s);
-    s->align = align;
+    if (in->seg == SEG_FS || in->seg == SEG_GS)
+        return TR_KEY_SEG + in->seg - SEG_FS;
+    if (in->base == R_RSP && (in->index < 16 || in->asize != 8)) /* groups know the stack's word by rsp alone */
+        return TR_KEY_NONE;
+    return in->base < 16 ? in->base : in->base == REG_RIP ? TR_KEY_RIP : TR_KEY_NONE;
 }
 
-/* An access over two pages: out of line (recheck() in translate.c), and to the slow path where that does not help. */
-static void check_crossing(struct tr *t, unsigned size, bool write)
+/* The operand as host registers and at most one word of the state. */
+static struct tr_ea near_ea(const struct tr *t, const struct insn *in)
 {
+    struct tr_ea a = {.near = in->asize == 8, .key = slot_key(in)};
+    int64_t disp = in->disp;
+    unsigned words = 0;
+
+    a.rm = (struct rm){.mem = true, .reg = H_NONE, .index = H_NONE};
+    if (in->index < 16) {
+        a.rm.index = tr_host_reg[in->index];
+        a.rm.scale = in->scale;
+        a.near &= tr_pinned(in->index);
+    }
+    if (in->base == REG_RIP) {
+        a.word = CPU_HOT(HOT_PAGE);
+        words++;
+        disp += (int32_t)t->next_off;
+    } else if (in->base < 16 && tr_pinned(in->base)) {
+        a.rm.reg = tr_host_reg[in->base];
+    } else if (in->base < 16) {
+        a.word = CPU_GPR(in->base);
+        words++;
+    }
+    if (in->seg == SEG_FS || in->seg == SEG_GS) {
+        a.word = SEG_BASE(in->seg);
+        words++;
+    }
+    a.has_word = words;
+    a.rm.disp = (int32_t)disp;
+    a.near &= disp > -0x7fffff00 && disp < 0x7fffff00 && words + (a.rm.index != H_NONE) < 2;
+    return a;
+}
+
+/* reg = the address + more; one register is enough */
+static void emit_near(struct tr *t, const struct tr_ea *a, uint8_t reg, int32_t more)
+{
+    struct rm rm = a->rm;
+
+    rm.disp += more;
+    if (a->has_word) {
+        e_mov_load(&t->e, reg, rm_cpu(a->word));
+        if (rm.reg == H_NONE && !rm.disp)
+            return;
+        rm.index = reg; /* no index where there is a word */
+        rm.scale = 0;
+        if (rm.reg == H_NONE) {
+            rm.reg = reg;
+            rm.index = H_NONE;
+        }
+    }
+    e_lea(&t->e, reg, rm);
+}
+
+/* ---- accesses over two pages ---- */
+
+static unsigned round_up2(unsigned n)
+{
+    return n & (n - 1) ? 2u << (31 - __builtin_clz(n)) : n;
+}
+
+static uint64_t slot_address(const struct tr *t, uint32_t slot, unsigned offset)
+{
+    return (uint64_t)&t->j->slots[slot] + offset;
+}
+
+/* Without flags: T0 is the address of the last byte; in a page's first bytes it is looked at out of line. */
+static void check_crossing_no_flags(struct tr *t, unsigned size, bool write)
+{
+    const unsigned bits = 31 - __builtin_clz(round_up2(size));
     struct tr_stub *s;
-    struct emit *e = &t->e;
 
     if (size == 1)
         return;
     s = tr_stub_new(t, tr_slow(t)->desc);
+    s->kind = STUB_CROSS_FLAGS;
     s->size = size;
     s->write = write;
-    if (t->flags_live) {
-        check_crossing_no_flags(t, size, s);
-    } else if (size <= 8 && !(size & (size - 1))) {
-        e_test_reg_imm8(e, T0, size - 1);
-        tr_jcc_stub(t, 5, s);
-        s->unaligned = true;
-    } else {
-        e_op(e, 0, 0, 0x8d, T1, rm_mem(T0, (int32_t)size - 1)); /* lea ecx, [r14d + size - 1] */
-        e_op(e, 0, 0, 0x31, T0, rm_reg(T1));                    /* xor ecx, r14d */
-        e_op(e, 0, 0, 0xf7, 0, rm_reg(T1));                     /* test ecx, 0x1000 */
-        e4(e, PAGE_SIZE);
-        tr_jcc_stub(t, 5, s);
-    }
-    s->back = e->w;
+    e_pext_rip(&t->e, T1, T0, slot_address(t, 1 + bits, offsetof(struct jit_slot, word)));
+    tr_jrcxz_stub(t, s);
+    s->back = t->e.w;
 }
 
-/* T1 = the table's word, not 0. T0 stays the linear address. */
-static void check_word(struct tr *t, unsigned size, bool write)
+/* The address is aligned, or one in T1 is of its last byte: reg = where to take the page from. */
+static uint8_t check_crossing(struct tr *t, const struct tr_ea *a, unsigned size, bool write)
+{
+    const bool plain_base = a->near && !a->has_word && a->rm.index == H_NONE && !a->rm.disp && a->rm.reg != H_NONE;
+    struct emit *e = &t->e;
+    struct tr_stub *s;
+    uint8_t reg = T1;
+
+    if (size == 1 && plain_base)
+        return a->rm.reg;
+    if (size == 1 && !a->near)
+        return T0;
+    if (size == 1) {
+        emit_near(t, a, T1, 0);
+        return T1;
+    }
+    s = tr_stub_new(t, tr_slow(t)->desc);
+    s->kind = STUB_CROSS;
+    s->size = size;
+    s->write = write;
+    s->ea = *a;
+    if (plain_base && size <= 8) {
+        reg = a->rm.reg;
+        e_test_reg_imm8(e, reg, round_up2(size) - 1);
+        tr_jcc_stub(t, 5, s);
+    } else {
+        if (a->near)
+            emit_near(t, a, T1, (int32_t)size - 1);
+        else
+            e_lea(e, T1, rm_mem(T0, (int32_t)size - 1));
+        e_op(e, 0, 0, 0xf7, 0, rm_reg(T1)); /* test ecx, imm32: a page's first bytes end no access that begins in it */
+        e4(e, (PAGE_SIZE - 1) & ~(round_up2(size) - 1));
+        tr_jcc_stub(t, 4, s);
+    }
+    s->back_reg = reg;
+    s->back = e->w;
+    return reg;
+}
+
+static void check_alignment(struct tr *t, const struct tr_ea *a, unsigned mask)
 {
     struct emit *e = &t->e;
-    struct rm word = {.mem = true, .reg = H_R15, .index = T1, .disp = (int32_t)CPU_SPAN - FLAT_BASE + (write ? 8 : 0)};
 
-    tr_islands(t, false, 75);
-    check_crossing(t, size, write);
     if (t->flags_live) {
-        word.scale = 3;
-        e_pext(e, T1, T0, rm_cpu(CPU_HOT(HOT_MASK)));
-        e_lea(e, T1, (struct rm){.mem = true, .reg = T1, .index = T1});
-        e_mov_load(e, T1, word);
-        tr_jrcxz_stub(t, tr_slow(t));
+        if (a->near)
+            emit_near(t, a, T0, 0);
+        else
+            tr_address(t);
+        e_mov_imm32(e, T1, mask);
+        e_pext(e, T1, T0, rm_reg(T1));
+        e1(e, 0xe3); /* jrcxz over the jump */
+        e1(e, 5);
+        tr_jmp_stub(t, tr_slow(t));
+        return;
+    }
+    if (a->near)
+        emit_near(t, a, T1, 0);
+    e_test_reg_imm8(e, a->near ? T1 : T0, mask);
+    tr_jcc_stub(t, 5, tr_slow(t));
+}
+
+/* ---- predictions ---- */
+
+static uint32_t slot_of(struct tr *t, unsigned key)
+{
+    if (!t->slot[key]) {
+        t->slot[key] = t->j->nslot++;
+        t->j->slots[t->slot[key]] = (struct jit_slot){.word = SLOT_COLD, .left = SLOT_PERIOD};
+    }
+    return t->slot[key];
+}
+
+/* An instruction with the site's prediction as its memory operand. */
+static void e_op_slot(struct tr *t, unsigned flags, uint8_t opcode, uint8_t reg, const struct tr_stub *s)
+{
+    if (s->hot)
+        e_op(&t->e, flags, 0, opcode, reg, rm_cpu(s->hot));
+    else
+        e_op_rip(&t->e, flags, opcode, reg, slot_address(t, s->slot, offsetof(struct jit_slot, word)), 0);
+}
+
+static int32_t stack_word(const struct tr *t)
+{
+    return CPU_HOT(t->jb->key & KEY_CPL3 ? HOT_STACK_USER : HOT_STACK_SUPER);
+}
+
+static struct tr_stub *miss_stub(struct tr *t, const struct tr_ea *a, const struct tr_group *g, bool write,
+                                 const uint8_t *start)
+{
+    struct tr_stub *slow = tr_slow(t), *s = tr_stub_new(t, 0);
+
+    s->kind = STUB_MISS;
+    s->slow = slow - t->stub;
+    s->write = write;
+    s->ea = *a;
+    if (g && !g->stack) {
+        s->slot = g->slot;
+    } else if (g || a->key == R_RSP) {
+        s->hot = stack_word(t);
+        tr_groups_stack(t);
     } else {
-        e_rorx(e, T1, T0, 8);
-        e_op(e, EF_W, 0, 0x23, T1, rm_cpu(CPU_HOT(HOT_MASK_ROR))); /* and: the index times 16 */
+        s->slot = slot_of(t, a->key);
+        s->desc = tr_desc(t, DESC_MISS, (int32_t)s->slot);
+        t->j->desc[s->desc].size = a->near;
+        t->j->desc[s->desc].resume = start - t->j->rw;
+    }
+    return s;
+}
+
+/* The near operand: T0 is what to add to the address, plus 1. */
+static struct rm near_operand(struct tr *t, const struct tr_ea *a)
+{
+    struct rm rm = a->rm;
+
+    if (a->has_word && t->flags_live) {
+        e_mov_load(&t->e, T1, rm_cpu(a->word));
+        e_lea(&t->e, T0, (struct rm){.mem = true, .reg = T0, .index = T1});
+    } else if (a->has_word) {
+        e_op(&t->e, EF_W, 0, 0x03, T0, rm_cpu(a->word));
+    }
+    rm.disp--;
+    if (rm.index != H_NONE && rm.reg != H_NONE) {
+        e_lea(&t->e, T0, (struct rm){.mem = true, .reg = rm.reg, .index = T0, .disp = rm.disp});
+        rm.reg = T0;
+        rm.disp = 0;
+    } else if (rm.reg != H_NONE) {
+        rm.index = T0;
+        rm.scale = 0;
+    } else {
+        rm.reg = T0;
+    }
+    return rm;
+}
+
+/* The group's range as an address, where it is one. */
+static struct tr_ea range_of(const struct tr *t, const struct tr_ea *a, const struct tr_group *g, unsigned *size)
+{
+    struct tr_ea range = *a;
+
+    if (g) {
+        range.rm.disp += g->lo - (t->values.offset[t->base] + t->disp);
+        *size = g->hi - g->lo;
+    }
+    return range;
+}
+
+static struct rm check_predicted(struct tr *t, const struct tr_ea *a, unsigned size, bool write, unsigned align,
+                                 struct tr_group *g)
+{
+    const struct rm word = {.mem = true, .reg = H_R15, .index = T1, .disp = TABLE(write)};
+    const struct tr_ea range = range_of(t, a, g, &size);
+    uint8_t *start = t->e.w, *at, reg = a->near ? T1 : T0;
+    struct emit *e = &t->e;
+    struct tr_stub *s;
+
+    if (!a->near)
+        tr_address(t);
+    if (align)
+        check_alignment(t, a, align);
+    if (!align || g)
+        reg = check_crossing(t, &range, size, write);
+    e_rorx(e, T1, reg, 8);
+    e_op(e, EF_W, 0, 0x23, T1, rm_cpu(CPU_HOT(HOT_MASK_ROR))); /* and: the index times 16 */
+    s = miss_stub(t, a, g, write, start);
+    at = e->w;
+    if (a->near) {
+        e_op_slot(t, EF_W, 0x8b, T0, s);
+        e_op(e, EF_W, 0, 0x3b, T0, word);
+    } else {
         e_mov_load(e, T1, word);
-        e_test_reg(e, T1);
-        tr_jcc_stub(t, 4, tr_slow(t));
+        at = e->w;
+        e_op_slot(t, EF_W, 0x3b, T1, s);
+    }
+    t->j->desc[s->desc].patch = s->desc ? at - t->j->rw : 0;
+    tr_jcc_stub(t, 5, s);
+    s->back = e->w;
+    if (a->near)
+        return near_operand(t, a);
+    e_op_slot(t, EF_W, 0x03, T0, s);
+    return rm_mem(T0, -1);
+}
+
+/* A site whose prediction fails often: the table's word is used itself, in the same bytes. */
+void tr_make_plain(struct jit *j, const struct jit_desc *d)
+{
+    struct emit e = {.w = j->rw + d->patch, .bias = (uint64_t)(j->rx - j->rw)};
+    uint8_t *const at = e.w;
+
+    if (d->size) { /* mov r14, [slot] (7); cmp r14, [r15 + rcx + table] (8); jne */
+        int32_t table;
+
+        memcpy(&table, at + 7 + 4, 4);
+        e_mov_load(&e, T0, (struct rm){.mem = true, .reg = H_R15, .index = T1, .disp = table});
+        e_test_reg(&e, T0);
+        e4(&e, 0x00401f0f); /* nop */
+        assert(e.w == at + 15 && e.w[0] == 0x0f);
+        e.w[1] = 0x84;
+    } else { /* cmp rcx, [slot] (7); jne (6); add r14, [slot] (7) */
+        e_test_reg(&e, T1);
+        e4(&e, 0x00401f0f);
+        assert(e.w == at + 7 && e.w[0] == 0x0f);
+        e.w[1] = 0x84;
+        e.w += 6;
+        e_op(&e, EF_W, 0, 0x03, T0, rm_reg(T1));
+        e4(&e, 0x00401f0f);
     }
 }
 
-struct rm tr_checked(struct tr *t, unsigned size, bool write, bool keep_t1)
+/* T1 = the table's word, not 0; T0 = the last byte's address. */
+static void check_plain(struct tr *t, const struct tr_ea *a, unsigned size, bool write)
 {
-    const struct rm host = {.mem = true, .reg = T0, .index = T1, .disp = -1};
+    const struct rm word = {.mem = true, .reg = H_R15, .index = T1, .scale = 3, .disp = TABLE(write)};
+    struct emit *e = &t->e;
 
-    check_word(t, size, write);
-    if (!keep_t1)
-        return host;
-    e_lea(&t->e, T0, host);
+    tr_islands(t, false, 110);
+    if (a->near)
+        emit_near(t, a, T0, (int32_t)size - 1);
+    else
+        tr_address(t);
+    if (!a->near && size > 1)
+        e_lea(e, T0, rm_mem(T0, (int32_t)size - 1));
+    check_crossing_no_flags(t, size, write);
+    e_pext(e, T1, T0, rm_cpu(CPU_HOT(HOT_MASK)));
+    e_lea(e, T1, (struct rm){.mem = true, .reg = T1, .index = T1});
+    e_mov_load(e, T1, word);
+    tr_jrcxz_stub(t, tr_slow(t));
+}
+
+/* The group's check where flags are live: its word in memory and in T0. */
+static struct rm lead_plain(struct tr *t, const struct tr_ea *a, struct tr_group *g)
+{
+    unsigned size = 0;
+    const struct tr_ea range = range_of(t, a, g, &size);
+    const struct tr_stub to = {.slot = g->slot, .hot = g->stack ? stack_word(t) : 0};
+
+    check_plain(t, &range, size, g->write);
+    if (g->stack)
+        tr_groups_stack(t);
+    e_op_slot(t, EF_W, 0x89, T1, &to);
+    e_op(&t->e, EF_W, 0, 0x8b, T0, rm_reg(T1));
+    return near_operand(t, a);
+}
+
+static struct rm group_operand(struct tr *t, const struct tr_ea *a, unsigned align, struct tr_group *g)
+{
+    struct rm rm;
+
+    if (g->checked) {
+        const struct tr_stub from = {.slot = g->slot, .hot = g->stack ? stack_word(t) : 0};
+
+        if (align)
+            check_alignment(t, a, align);
+        e_op_slot(t, EF_W, 0x8b, T0, &from);
+        return near_operand(t, a);
+    }
+    if (!g->stack)
+        g->slot = t->j->nslot++;
+    if (!g->stack)
+        t->j->slots[g->slot].word = SLOT_COLD;
+    if (!t->flags_live) {
+        rm = check_predicted(t, a, 0, g->write, align, g);
+    } else {
+        tr_islands(t, false, 110);
+        if (align)
+            check_alignment(t, a, align);
+        rm = lead_plain(t, a, g);
+    }
+    g->checked = true;
+    return rm;
+}
+
+static struct rm keep(struct tr *t, struct rm rm, bool keep_t1)
+{
+    if (!keep_t1 || (rm.reg != T1 && rm.index != T1))
+        return rm;
+    e_lea(&t->e, T0, rm);
     return rm_mem(T0, 0);
 }
 
-void tr_check(struct tr *t, unsigned size, bool write)
+/* The operand, by the check that suits it. */
+static struct rm check(struct tr *t, const struct tr_ea *a, const struct tr_member *m, unsigned align, bool keep_t1)
 {
-    tr_checked(t, size, write, true);
+    struct tr_group *g = a->near && m->base < 16 ? tr_group_of(t, m) : NULL;
+    struct rm rm;
+
+    tr_islands(t, false, 80);
+    t->base = m->base;
+    t->disp = m->disp;
+    if (g)
+        return group_operand(t, a, align, g);
+    if (!t->flags_live)
+        return check_predicted(t, a, align ? 1 : m->size, m->write, align, NULL);
+    tr_islands(t, false, 110);
+    if (align)
+        check_alignment(t, a, align);
+    check_plain(t, a, align ? 1 : m->size, m->write);
+    rm = (struct rm){.mem = true, .reg = T0, .index = T1, .disp = align ? -1 : -(int32_t)m->size};
+    return keep(t, rm, keep_t1);
+}
+
+bool tr_access(struct tr *t, unsigned size, bool write, unsigned align, bool keep_t1, struct rm *rm)
+{
+    const struct insn *in = t->in;
+    const bool simple = in->base < 16 && in->index >= 16 && in->asize == 8 && in->seg != SEG_FS && in->seg != SEG_GS;
+    const struct tr_member m = {
+        .base = simple ? in->base : REG_NONE, .size = size, .write = write, .disp = (int32_t)in->disp};
+    struct tr_ea a;
+
+    if (!address_ok(in))
+        return false;
+    a = near_ea(t, in);
+    *rm = check(t, &a, &m, align, keep_t1);
+    return true;
 }
 
 bool tr_mem(struct tr *t, unsigned size, bool write, struct rm *rm)
 {
-    if (!tr_address(t))
+    if (!tr_access(t, size, write, 0, false, rm))
         return false;
-    *rm = tr_checked(t, size, write, false);
     tr_site(t);
     return true;
+}
+
+struct rm tr_stack(struct tr *t, unsigned guest_reg, int32_t disp, bool write, bool keep_t1)
+{
+    const struct tr_ea a = {.rm = rm_mem(tr_host_reg[guest_reg], disp), .near = true, .key = guest_reg};
+    const struct tr_member m = {.base = guest_reg, .size = 8, .write = write, .stack = true, .disp = disp};
+
+    return check(t, &a, &m, 0, keep_t1);
+}
+
+/* ---- out of line ---- */
+
+static void jcc_to(struct tr *t, unsigned cc, unsigned stub)
+{
+    struct tr_stub *to = &t->stub[stub];
+
+    if (to->placed)
+        e_fix32(&t->e, e_jcc_later(&t->e, cc), to->placed);
+    else
+        tr_jcc_stub(t, cc, to);
+}
+
+static void call_neighbours(struct tr *t, const struct tr_stub *s)
+{
+    struct emit *e = &t->e;
+
+    e_mov_imm32(e, T1, s->size - 1);
+    e1(e, 0xe8); /* call */
+    e4(e, (uint32_t)((uint64_t)(t->j->rx + t->j->neighbours[s->write]) - (e_here(e) + 4)));
+}
+
+/* T0 is the last byte's address; flags are untouched. */
+static void cross_flags(struct tr *t, const struct tr_stub *s)
+{
+    struct emit *e = &t->e;
+
+    e_lea(e, T0, rm_mem(T0, -(int32_t)s->size + 1));
+    call_neighbours(t, s);
+    e_lea(e, T0, rm_mem(T0, (int32_t)s->size - 1));
+    e1(e, 0xe3);
+    e1(e, 10);
+    tr_slow_exit(t, s->desc);
+    e_jmp(e, (uint64_t)s->back + e->bias);
+}
+
+/* An access that may cross pages goes back where it does not, or where both pages are neighbours in host memory too. */
+static void cross(struct tr *t, const struct tr_stub *s)
+{
+    struct emit *e = &t->e;
+    uint8_t *inside, *same;
+
+    if (s->ea.near)
+        emit_near(t, &s->ea, T0, 0);
+    e_lea(e, T1, rm_mem(T0, (int32_t)s->size - 1));
+    e_op(e, 0, 0, 0x81, 4, rm_reg(T1)); /* and ecx, 0xfff */
+    e4(e, PAGE_SIZE - 1);
+    e_op(e, 0, 0, 0x81, 7, rm_reg(T1)); /* cmp ecx, size - 1 */
+    e4(e, s->size - 1);
+    inside = e_jcc_later(e, 3); /* not below: its last byte lies in the page of its first */
+    call_neighbours(t, s);
+    same = e_jrcxz_later(e);
+    tr_slow_exit(t, s->desc);
+    e_fix32(e, inside, e->w);
+    e_fix8(same, e->w);
+    if (s->back_reg == T1)
+        e_op(e, EF_W, 0, 0x8b, T1, rm_reg(T0));
+    e_jmp(e, (uint64_t)s->back + e->bias);
+}
+
+static void miss(struct tr *t, const struct tr_stub *s)
+{
+    const uint8_t reg = s->ea.near ? T0 : T1;
+    struct emit *e = &t->e;
+    uint8_t *adapt = NULL;
+
+    if (t->j->count) {
+        e_op(e, EF_W, 0, 0x83, 0, rm_cpu(CPU(counters) + 8 * CC_mispredicted)); /* add, 1 */
+        e1(e, 1);
+    }
+    if (s->ea.near)
+        e_mov_load(e, T0, (struct rm){.mem = true, .reg = H_R15, .index = T1, .disp = TABLE(s->write)});
+    e_test_reg(e, reg);
+    jcc_to(t, 4, s->slow);
+    e_op_slot(t, EF_W, 0x89, reg, s);
+    if (s->desc) {
+        e_op_rip(e, 0, 0x83, 5, slot_address(t, s->slot, offsetof(struct jit_slot, left)), 1); /* sub dword, 1 */
+        e1(e, 1);
+        adapt = e_jcc_later(e, 4);
+    }
+    e_jmp(e, (uint64_t)s->back + e->bias);
+    if (!adapt)
+        return;
+    e_fix32(e, adapt, e->w);
+    tr_slow_exit(t, s->desc);
+}
+
+void tr_mem_stub(struct tr *t, const struct tr_stub *s)
+{
+    if (s->kind == STUB_CROSS)
+        cross(t, s);
+    else if (s->kind == STUB_CROSS_FLAGS)
+        cross_flags(t, s);
+    else
+        miss(t, s);
 }

@@ -14,23 +14,6 @@ bool tr_vec_wanted(const struct insn *in, uint32_t key)
            !(n->x87 & NX_INIT) && !(n->acc && in->asize == 2);
 }
 
-/* A misaligned operand goes to the slow path, which knows whether that is #GP. */
-static void check_aligned(struct tr *t, unsigned mask)
-{
-    struct emit *e = &t->e;
-
-    if (t->flags_live) {
-        e_mov_imm32(e, T1, mask);
-        e_pext(e, T1, T0, rm_reg(T1));
-        e1(e, 0xe3); /* jrcxz over the jump */
-        e1(e, 5);
-        tr_jmp_stub(t, tr_slow(t));
-    } else {
-        e_test_reg_imm8(e, T0, mask);
-        tr_jcc_stub(t, 5, tr_slow(t));
-    }
-}
-
 /* Last-instruction pointers (SDM 1, "x87 FPU Instruction and Data (Operand) Pointers"): by then T0 and T1 are free
  * again, and the registers of the operand's address are as they were. */
 #define UNIT(field) rm_mem(T1, offsetof(struct fpu_unit, field))
@@ -64,12 +47,14 @@ static void x87_pointers(struct tr *t, const struct native *n)
  * access, what the mask says does not matter; everything else is the interpreter's. */
 static bool operand(struct tr *t, const struct native *n)
 {
-    if (!tr_address(t))
+    const bool write = n->acc & ACC_WRITE;
+    struct rm rm;
+
+    /* misaligned where that matters: the slow path knows whether it is #GP */
+    if (!tr_access(t, n->align ? 1 : n->mem_size, write, n->align, true, &rm))
         return false;
-    tr_islands(t, false, 110);
-    if (n->align)
-        check_aligned(t, n->align);
-    tr_check(t, n->align ? 1 : n->mem_size, n->acc & ACC_WRITE);
+    if (rm.reg != T0 || rm.index != H_NONE || rm.disp)
+        e_lea(&t->e, T0, rm);
     return true;
 }
 

@@ -46,7 +46,7 @@ struct tr_stub *tr_slow(struct tr *t)
 
 static void stub_from(struct tr_stub *s, uint8_t *at)
 {
-    assert(s->nfrom < 4);
+    assert(s->nfrom < ARRAY_SIZE(s->from));
     s->from[s->nfrom++] = at;
 }
 
@@ -95,28 +95,10 @@ void tr_site(struct tr *t)
     j->site[j->nsite++] = (struct jit_site){.rip = offset(t, t->e.w), .stub = tr_slow(t) - t->stub};
 }
 
-/* What follows it is 10 bytes long; then comes the jump back. */
-static void recheck(struct tr *t, const struct tr_stub *s)
+void tr_slow_exit(struct tr *t, uint32_t desc)
 {
-    struct emit *e = &t->e;
-
-    if (s->unaligned) {
-        e_op(e, 0, 0, 0x8d, T1, rm_mem(T0, s->size - 1)); /* lea ecx, [r14d + size - 1] */
-        e_op(e, 0, 0, 0x31, T0, rm_reg(T1));              /* xor ecx, r14d */
-        e_op(e, 0, 0, 0xf7, 0, rm_reg(T1));               /* test ecx, 0x1000 */
-        e4(e, PAGE_SIZE);
-        e_fix32(e, e_jcc_later(e, 4), s->back);
-    } else if (s->align) {
-        e_mov_imm32(e, T1, s->align);
-        e_pext(e, T1, T0, rm_reg(T1));
-        e1(e, 0xe3); /* jrcxz to the jump back */
-        e1(e, 5 + 5 + 2 + 10);
-    }
-    e_mov_imm32(e, T1, s->size - 1);
-    e1(e, 0xe8); /* call */
-    e4(e, (uint32_t)((uint64_t)(t->j->rx + t->j->neighbours[s->write]) - (e_here(e) + 4)));
-    e1(e, 0xe3);
-    e1(e, 10);
+    e_mov_imm32(&t->e, T1, desc);
+    e_jmp(&t->e, (uint64_t)(t->j->rx + t->j->slow));
 }
 
 static void place_stubs(struct tr *t, uint32_t first_site)
@@ -129,12 +111,11 @@ static void place_stubs(struct tr *t, uint32_t first_site)
         at[i] = offset(t, t->e.w);
         for (unsigned k = 0; k < s->nfrom; k++)
             e_fix32(&t->e, s->from[k], t->e.w);
-        if (s->size)
-            recheck(t, s);
-        e_mov_imm32(&t->e, T1, s->desc);
-        e_jmp(&t->e, (uint64_t)(t->j->rx + t->j->slow));
-        if (s->size)
-            e_jmp(&t->e, (uint64_t)s->back + t->e.bias);
+        s->placed = t->e.w;
+        if (s->kind != STUB_PLAIN)
+            tr_mem_stub(t, s);
+        else
+            tr_slow_exit(t, s->desc);
     }
     for (uint32_t i = first_site; i < t->j->nsite; i++)
         t->j->site[i].stub = at[t->j->site[i].stub];
@@ -439,6 +420,8 @@ static void emit_interpreted(struct tr *t)
     e_jmp(&t->e, (uint64_t)(t->j->rx + t->j->slow));
     tr_islands(t, true, 0);
     t->j->desc[d].resume = offset(t, t->e.w);
+    tr_values_step(&t->values, t->in);
+    tr_groups_hold(t, &t->j->desc[d]);
 }
 
 static void emit_one(struct tr *t)
@@ -458,11 +441,14 @@ static void emit_one(struct tr *t)
         t->j->nsite = nsite;
         t->insn_stub = NULL;
         emit_interpreted(t);
+    } else {
+        tr_values_step(&t->values, t->in);
     }
     if (t->insn_stub) {
         struct jit_desc *d = &t->j->desc[t->insn_stub->desc];
         d->resume = offset(t, t->e.w);
         d->size = 1;
+        tr_groups_hold(t, d);
     }
     tr_islands(t, false, 60);
 }
@@ -509,6 +495,8 @@ static void translate_block(struct tr *t, unsigned n)
     thunk = t->falls && t->jb->uses_fpu && t->jbs[n - 1]->uses_fpu;
     t->falls = false;
     flags_liveness(t);
+    tr_groups_find(t);
+    memset(t->slot, 0, sizeof(t->slot));
     t->off = t->b->hva & ~PAGE_MASK;
     t->i = 0;
     t->jb->exit_desc = tr_desc(t, DESC_EXIT, t->off);

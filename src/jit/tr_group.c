@@ -1,0 +1,309 @@
+/* SPDX-License-Identifier: MIT
+ * tr_group.c: merged checks. Accesses of a block by one base value (pushes and pops, fields of one object, a frame) are
+ * found before it is emitted; the first of them checks the range of all, and the others use what it found.
+ *
+ * Why that is right: between two safepoints an entry of the table goes away only by what this cpu does itself, which is
+ * a slow path. Behind each slow path amid a group its range is looked at again (struct jit_held, held_ok() in jit.c);
+ * where it does not lie in one page that allows what the group does, the block is left there. Base values are followed
+ * through instructions whose effects on general registers are known here; any other ends all groups. */
+#include "../cpu/fpu.h"
+#include "tr.h"
+
+/* ---- what general registers hold: a value and an offset ---- */
+
+static void value_new(struct tr_values *v, unsigned g)
+{
+    v->value[g] = ++v->next;
+    v->offset[g] = 0;
+}
+
+static void values_forget(struct tr_values *v)
+{
+    for (unsigned g = 0; g < 16; g++)
+        value_new(v, g);
+}
+
+static void value_move(struct tr_values *v, unsigned to, unsigned from, int64_t more)
+{
+    const int64_t offset = v->offset[from] + more;
+
+    v->value[to] = v->value[from];
+    v->offset[to] = (int32_t)offset;
+    if (offset < -0x10000 || offset > 0x10000)
+        value_new(v, to);
+}
+
+enum effect { UNKNOWN, EXPLICIT, VECTOR, PUSH, POP };
+
+/* EXPLICIT: writes no general register but its visible operands that are written. */
+static enum effect effect_of(const struct insn *in)
+{
+    if (in->native)
+        return VECTOR;
+    switch (in->op) {
+    case OP_MOV:
+    case OP_MOVZX:
+    case OP_MOVSX:
+    case OP_MOVSXD:
+    case OP_LEA:
+    case OP_BSWAP:
+    case OP_NOP:
+    case OP_ADD:
+    case OP_OR:
+    case OP_ADC:
+    case OP_SBB:
+    case OP_AND:
+    case OP_SUB:
+    case OP_XOR:
+    case OP_CMP:
+    case OP_TEST:
+    case OP_INC:
+    case OP_DEC:
+    case OP_NOT:
+    case OP_NEG:
+    case OP_ROL:
+    case OP_ROR:
+    case OP_RCL:
+    case OP_RCR:
+    case OP_SHL:
+    case OP_SHR:
+    case OP_SAR:
+    case OP_SHLD:
+    case OP_SHRD:
+    case OP_BSF:
+    case OP_BSR:
+    case OP_TZCNT:
+    case OP_LZCNT:
+    case OP_POPCNT:
+    case OP_BT:
+    case OP_BTS:
+    case OP_BTR:
+    case OP_BTC:
+    case OP_ANDN:
+    case OP_BZHI:
+    case OP_BEXTR:
+    case OP_SHLX:
+    case OP_SARX:
+    case OP_SHRX:
+    case OP_RORX:
+    case OP_BLSR:
+    case OP_BLSI:
+    case OP_BLSMSK:
+#define CC(name)       \
+    case OP_SET##name: \
+    case OP_CMOV##name:
+        CC(O)
+        CC(NO)
+        CC(B)
+        CC(NB) CC(Z) CC(NZ) CC(BE) CC(NBE) CC(S) CC(NS) CC(P) CC(NP) CC(L) CC(NL) CC(LE) CC(NLE)
+#undef CC
+#define CC(name) case OP_J##name:
+            CC(O) CC(NO) CC(B) CC(NB) CC(Z) CC(NZ) CC(BE) CC(NBE) CC(S) CC(NS) CC(P) CC(NP) CC(L) CC(NL) CC(LE) CC(NLE)
+#undef CC
+                case OP_JMP : return EXPLICIT;
+    case OP_IMUL:
+        return in->nops > 1 ? EXPLICIT : UNKNOWN;
+    case OP_PUSH:
+    case OP_CALL:
+        return in->opsize == 2 || in->aux == 1 ? UNKNOWN : PUSH;
+    case OP_POP:
+    case OP_RET:
+        return in->opsize == 2 || in->aux == 1 ? UNKNOWN : POP;
+    default:
+        return UNKNOWN;
+    }
+}
+
+static bool is_reg8(const struct insn *in, unsigned n)
+{
+    return in->nops > n && in->o[n].kind == OPK_REG && in->o[n].size == 8;
+}
+
+/* reg = another + constant: false where it is something else */
+static bool value_follow(struct tr_values *v, const struct insn *in)
+{
+    if (!is_reg8(in, 0))
+        return false;
+    if (in->op == OP_MOV && is_reg8(in, 1))
+        value_move(v, in->o[0].reg, in->o[1].reg, 0);
+    else if ((in->op == OP_ADD || in->op == OP_SUB) && in->o[1].kind == OPK_IMM && (int64_t)in->imm == (int32_t)in->imm)
+        value_move(v, in->o[0].reg, in->o[0].reg, in->op == OP_ADD ? (int64_t)in->imm : -(int64_t)in->imm);
+    else if (in->op == OP_LEA && in->asize == 8 && in->base < 16 && in->index >= 16 && in->disp == (int32_t)in->disp)
+        value_move(v, in->o[0].reg, in->base, in->disp);
+    else
+        return false;
+    return true;
+}
+
+void tr_values_step(struct tr_values *v, const struct insn *in)
+{
+    const enum effect effect = effect_of(in);
+
+    if (effect == UNKNOWN || (in->pfx & PFX_LOCK)) {
+        values_forget(v);
+        return;
+    }
+    if (value_follow(v, in))
+        return;
+    for (unsigned n = 0; n < in->nops; n++)
+        if ((in->o[n].kind == OPK_REG || in->o[n].kind == OPK_REG8H) && (in->o[n].rw & OPND_W))
+            value_new(v, in->o[n].reg & 15);
+    if (effect == VECTOR) { /* PCMPESTRI and its like have hidden ones */
+        value_new(v, R_RAX);
+        value_new(v, R_RCX);
+        value_new(v, R_RDX);
+    } else if (effect == PUSH) {
+        value_move(v, R_RSP, R_RSP, -8);
+    } else if (effect == POP && !(in->nops && in->o[0].kind == OPK_REG && in->o[0].reg == R_RSP)) {
+        value_move(v, R_RSP, R_RSP, 8);
+    }
+}
+
+/* ---- accesses ---- */
+
+/* The explicit one: false where it has no simple address, is none, or is not known. */
+static bool explicit_access(const struct insn *in, struct tr_member *m)
+{
+    const struct native *n = in->native;
+
+    if (in->mem == 0xff || in->base >= 16 || in->index < 16 || in->asize != 8 || in->seg == SEG_FS ||
+        in->seg == SEG_GS || in->disp < -0x8000 || in->disp > 0x8000 || (in->pfx & PFX_LOCK))
+        return false;
+    *m = (struct tr_member){.base = in->base, .disp = (int32_t)in->disp};
+    if (n) {
+        m->size = n->mem_size;
+        m->write = n->acc & ACC_WRITE;
+        return n->acc && n->mem_size && n->mask == NM_NONE && !n->vsib;
+    }
+    m->size = in->o[in->mem].size;
+    m->write = in->o[in->mem].rw & OPND_W;
+    return effect_of(in) != UNKNOWN && in->op != OP_LEA && in->op != OP_NOP && m->size && m->size <= 8 &&
+           !(in->op >= OP_BT && in->op <= OP_BTC);
+}
+
+static bool stack_access(const struct insn *in, struct tr_member *m)
+{
+    const enum effect effect = effect_of(in);
+
+    *m = (struct tr_member){
+        .base = R_RSP, .disp = effect == PUSH ? -8 : 0, .size = 8, .write = effect == PUSH, .stack = true};
+    return effect == PUSH || effect == POP;
+}
+
+/* An access by rsp alone takes its prediction from a word that all such accesses share: groups that hold it end. */
+static void close_stack(struct tr *t, unsigned but)
+{
+    for (unsigned i = 0; i < t->ngroups; i++)
+        if (t->group[i].stack && i != but)
+            t->group[i].closed = true;
+}
+
+static void join(struct tr *t, const struct tr_values *v, unsigned i, const struct tr_member *m)
+{
+    const int32_t lo = v->offset[m->base] + m->disp, hi = lo + m->size;
+    unsigned n;
+
+    for (n = 0; n < t->ngroups; n++) {
+        struct tr_group *g = &t->group[n];
+        const int32_t new_lo = lo < g->lo ? lo : g->lo, new_hi = hi > g->hi ? hi : g->hi;
+
+        if (g->closed || g->value != v->value[m->base] || new_hi - new_lo > TR_GROUP_SPAN)
+            continue;
+        g->lo = new_lo;
+        g->hi = new_hi;
+        g->write |= m->write;
+        g->last = i;
+        g->n++;
+        break;
+    }
+    if (m->base == R_RSP && !(n < t->ngroups && t->group[n].stack))
+        close_stack(t, n);
+    if (n == t->ngroups) {
+        if (n == TR_GROUPS)
+            return;
+        t->group[t->ngroups++] = (struct tr_group){.value = v->value[m->base],
+                                                   .lo = lo,
+                                                   .hi = hi,
+                                                   .write = m->write,
+                                                   .stack = m->base == R_RSP,
+                                                   .first = i,
+                                                   .last = i,
+                                                   .n = 1};
+    }
+    t->member[i][m->stack] = n + 1;
+}
+
+void tr_groups_find(struct tr *t)
+{
+    struct tr_values v = {.next = 0};
+    struct tr_member m;
+
+    t->ngroups = 0;
+    memset(t->member, 0, sizeof(t->member));
+    values_forget(&v);
+    t->values = v;
+    if (t->b->heat & HEAT_NO_GROUPS)
+        return;
+    for (unsigned i = 0; i < t->b->n; i++) {
+        const struct insn *in = &t->b->insn[i];
+
+        if (explicit_access(in, &m))
+            join(t, &v, i, &m);
+        else if (in->mem != 0xff && in->base == R_RSP)
+            close_stack(t, TR_GROUPS);
+        if (stack_access(in, &m))
+            join(t, &v, i, &m);
+        if (effect_of(in) == UNKNOWN)
+            for (unsigned n = 0; n < t->ngroups; n++)
+                t->group[n].closed = true;
+        tr_values_step(&v, in);
+    }
+}
+
+/* ---- while emitting ---- */
+
+/* The group of this access of the current instruction, if it is what was seen before. */
+struct tr_group *tr_group_of(struct tr *t, const struct tr_member *m)
+{
+    const unsigned n = t->member[t->i][m->stack];
+    const int32_t lo = t->values.offset[m->base] + m->disp;
+    struct tr_group *g = n ? &t->group[n - 1] : NULL;
+
+    if (!g || g->n < 2 || g->value != t->values.value[m->base] || lo < g->lo || lo + m->size > g->hi ||
+        (m->write && !g->write) || (!g->checked && g->last == t->i))
+        return NULL;
+    return g;
+}
+
+void tr_groups_stack(struct tr *t)
+{
+    for (unsigned n = 0; n < t->ngroups; n++)
+        if (t->group[n].stack)
+            t->group[n].checked = false;
+}
+
+/* A slow path of the current instruction resumes behind it: which groups go on there. Called when it is emitted. */
+void tr_groups_hold(struct tr *t, struct jit_desc *d)
+{
+    struct jit *j = t->j;
+
+    d->held = j->nheld;
+    d->nheld = 0;
+    for (unsigned n = 0; n < t->ngroups; n++) {
+        const struct tr_group *g = &t->group[n];
+        unsigned base = 0;
+
+        if (!g->checked || g->last <= t->i)
+            continue;
+        while (base < 16 && t->values.value[base] != g->value)
+            base++;
+        if (base == 16) /* no register is left that leads there */
+            continue;
+        j->held[j->nheld++] = (struct jit_held){.lo = g->lo - t->values.offset[base],
+                                                .span = g->hi - g->lo,
+                                                .base = base,
+                                                .write = g->write,
+                                                .slot = g->slot};
+        d->nheld++;
+    }
+}
