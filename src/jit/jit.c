@@ -573,7 +573,7 @@ static bool held_ok(struct jit *j, const struct jit_desc *d)
         word = flat_word(j->cpu, lo, h->write);
 
         if (unlikely(two_pages) && ++d->jb->lost == GROUPS_LOST && !d->jb->dead) {
-            d->jb->b->heat |= HEAT_NO_GROUPS;
+            __atomic_fetch_or(&d->jb->b->heat, HEAT_NO_GROUPS, __ATOMIC_RELAXED);
             block_drop(j, d->jb);
         }
         if (two_pages || !word || !cpu_canonical(lo))
