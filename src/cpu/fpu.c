@@ -98,8 +98,10 @@ int fpu_cpu_init(struct cpu *cpu)
 
 void fpu_cpu_destroy(struct cpu *cpu)
 {
-    if (cpu->fpu)
+    if (cpu->fpu) {
+        native_release_slot(cpu);
         free(cpu->fpu->area);
+    }
     free(cpu->fpu);
     cpu->fpu = NULL;
 }

@@ -46,6 +46,7 @@ struct fpu_unit {
     uint16_t fop, fcs, fds;
     uint16_t client_fcw; /* what host_fpu_save() puts back */
     uint32_t client_mxcsr;
+    unsigned slot; /* native_encode.c: for copies that are not shared; 0: none yet */
 };
 
 struct xfeature {
@@ -109,7 +110,13 @@ int native_allowed(struct cpu *, enum native_class);
 int native_check_aligned(struct cpu *, enum seg_reg, gva_t ea, unsigned mask, unsigned size, unsigned acc);
 /* A copy's result as a status. */
 int native_raise(struct cpu *, int result);
-bool native_owns(uint64_t host_rip); /* native_encode.c */
+/* ---- native_encode.c ---- */
+bool native_owns(uint64_t host_rip);
+extern unsigned native_copies_max; /* shared copies; tests lower it */
+/* A copy in the cpu's slot, until the next one; NULL: no slot. Not with a live guest FPU. */
+const struct native *native_in_slot(struct cpu *, const struct insn *);
+void native_release_slot(struct cpu *);
+insn_fn in_native_unshared; /* native.c: makes its copy and does what the row's function does with it */
 
 /* The instruction for a translator: with the guest's general registers in host registers of the translator's choice and
  * the memory operand at [base]. Register numbers are those of encodings. */

@@ -345,3 +345,12 @@ int in_native(struct cpu *cpu, const struct insn *in)
     }
     return native_slow(cpu, n, in, ea);
 }
+
+int in_native_unshared(struct cpu *cpu, const struct insn *in)
+{
+    struct insn copy = *in;
+
+    host_fpu_save(cpu);
+    copy.native = (void *)native_in_slot(cpu, in);
+    return copy.native ? op_rows[in->op].interp(cpu, &copy) : cpu_raise(cpu, VEC_UD);
+}

@@ -3,7 +3,7 @@
  * memory operand became [rsi] without segment, index or displacement, explicit general registers became rax and rcx,
  * which are loaded from and stored to the state around it, and flags that it reads or writes are the state's.
  * Everything else of the encoding is the guest's. Copies are shared by all cpus and never freed: there are as many as
- * distinct instructions.
+ * distinct instructions, up to a limit. What comes after that is made anew each time it runs, in a slot of the cpu.
  *
  * Runs outside of guest mode's vector state (the decoder's callers did host_fpu_save()): Zydis and libc are allowed. */
 #include <Zydis/Zydis.h>
@@ -16,9 +16,13 @@
 extern const uint32_t native_keys[NC_COUNT][2];
 
 /* ---- the arena: one memfd, mapped writable and executable at two addresses ---- */
-#define ARENA_SIZE (256u << 20) /* sparse; 2 million copies: a guest that makes more of them gets #UD for new ones */
+#define COPIES_MAX  (1u << 18) /* some 60 MB */
+#define SHARED_SIZE (64u << 20)
+#define SLOT_SIZE   1024u                             /* for the parts of a gather */
+#define SLOTS       1024u                             /* the first is for trying */
+#define ARENA_SIZE  (SHARED_SIZE + SLOTS * SLOT_SIZE) /* sparse */
 static uint8_t *arena_w, *arena_x;
-static size_t arena_used;
+static size_t arena_used, arena_end = SHARED_SIZE; /* where the next copy goes; while a slot is filled: there */
 static pthread_mutex_t lock = PTHREAD_MUTEX_INITIALIZER;
 
 bool native_owns(uint64_t host_rip)
@@ -67,7 +71,7 @@ static native_fn *commit(struct code *c)
     uint8_t *x;
 
     PUT(c, 0x31, 0xc0, 0xc3); /* xor eax, eax; ret */
-    if (c->n > sizeof(c->b) || !arena_init() || arena_used + sizeof(c->b) > ARENA_SIZE)
+    if (c->n > sizeof(c->b) || !arena_init() || arena_used + sizeof(c->b) > arena_end)
         return NULL;
     memcpy(arena_w + arena_used, c->b, c->n);
     x = arena_x + arena_used;
@@ -673,20 +677,52 @@ static void put_registers(struct code *c, const struct form *f)
     }
 }
 
-static struct native *find(const struct form *f)
+/* ---- slots: when there are too many copies ---- */
+unsigned native_copies_max = COPIES_MAX;
+static unsigned copies;
+static struct native slot[SLOTS];
+static bool slot_taken[SLOTS];
+
+static bool fill_slot(unsigned n, const struct form *f, struct code *c)
+{
+    const size_t used = arena_used;
+    bool ok;
+
+    free(slot[n].vsib);
+    memset(&slot[n], 0, sizeof(slot[n]));
+    arena_used = SHARED_SIZE + n * SLOT_SIZE;
+    arena_end = arena_used + SLOT_SIZE;
+    ok = fill(&slot[n], f, c);
+    arena_used = used;
+    arena_end = SHARED_SIZE;
+    return ok;
+}
+
+static bool form_code(const struct form *f, struct code *c)
+{
+    if (op_rows[f->in->op].interp == in_native)
+        return build(f, c);
+    put_registers(c, f); /* these, the length and the row say all */
+    return true;
+}
+
+/* *unshared: there is room for no more; this one can be made. */
+static struct native *find(const struct form *f, bool *unshared)
 {
     const struct insn *in = f->in;
     struct code c = {.n = 0};
     struct entry **b, *e;
 
-    if (op_rows[in->op].interp != in_native)
-        put_registers(&c, f); /* these, the length and the row say all */
-    else if (!build(f, &c))
+    if (!form_code(f, &c))
         return NULL;
     b = bucket(in, &c);
     for (e = *b; e; e = e->next)
         if (e->op == in->op && e->len == c.n && !memcmp(e->code, c.b, c.n))
             return &e->native;
+    if (copies >= native_copies_max || arena_used + SLOT_SIZE > SHARED_SIZE) {
+        *unshared = fill_slot(0, f, &c);
+        return NULL;
+    }
     e = calloc(1, sizeof(*e));
     if (!e)
         return NULL;
@@ -700,6 +736,7 @@ static struct native *find(const struct form *f)
     }
     e->next = *b;
     *b = e;
+    copies++;
     return &e->native;
 }
 
@@ -736,6 +773,7 @@ int native_prepare(struct insn *in)
     ZydisDecodedInstruction zi;
     ZydisDecodedOperand ops[ZYDIS_MAX_OPERAND_COUNT];
     struct form f = {.in = in};
+    bool unshared = false;
 
     in->native = NULL;
     pthread_mutex_lock(&lock);
@@ -743,10 +781,49 @@ int native_prepare(struct insn *in)
         const bool real = in->mode == MODE_REAL || in->mode == MODE_V86;
 
         if (form_offered(&f) && !(in->pfx & PFX_LOCK) && !(real && zi.encoding != ZYDIS_INSTRUCTION_ENCODING_LEGACY))
-            in->native = find(&f);
+            in->native = find(&f, &unshared);
     }
     pthread_mutex_unlock(&lock);
-    return in->native ? 0 : -1;
+    if (unshared)
+        in->fn = in_native_unshared;
+    return in->native || unshared ? 0 : -1;
+}
+
+static unsigned slot_of(struct cpu *cpu)
+{
+    for (unsigned n = 1; n < SLOTS && !cpu->fpu->slot; n++)
+        if (!slot_taken[n]) {
+            slot_taken[n] = true;
+            cpu->fpu->slot = n;
+        }
+    return cpu->fpu->slot;
+}
+
+const struct native *native_in_slot(struct cpu *cpu, const struct insn *in)
+{
+    ZydisDecodedInstruction zi;
+    ZydisDecodedOperand ops[ZYDIS_MAX_OPERAND_COUNT];
+    struct form f = {.in = in};
+    struct code c = {.n = 0};
+    uint32_t leaf = 0, ecx = 0;
+    unsigned n;
+    bool ok;
+
+    pthread_mutex_lock(&lock);
+    n = slot_of(cpu);
+    ok = n && decode(&f, &zi, ops) && form_code(&f, &c) && fill_slot(n, &f, &c);
+    pthread_mutex_unlock(&lock);
+    /* written at another address than it is run at (SDM 3A, "Handling Self- and Cross-Modifying Code") */
+    __asm__ volatile("cpuid" : "+a"(leaf), "+c"(ecx) : : "ebx", "edx", "memory");
+    return ok ? &slot[n] : NULL;
+}
+
+void native_release_slot(struct cpu *cpu)
+{
+    pthread_mutex_lock(&lock);
+    if (cpu->fpu->slot)
+        slot_taken[cpu->fpu->slot] = false;
+    pthread_mutex_unlock(&lock);
 }
 
 /* ---- for translators ---- */

@@ -1,7 +1,8 @@
 /* SPDX-License-Identifier: MIT
  * isa.c: every row of ops.def against the host CPU.
  *
- * isa [-n cases per form] [-m 64|32|16] [-r regex-free row name prefix] [-s seed] [-v] [-q rows|vec|int] [-e engine] */
+ * isa [-n cases per form] [-m 64|32|16] [-r regex-free row name prefix] [-s seed] [-v] [-q rows|vec|int] [-e engine]
+ * [-u] -u: as if there were too many copies of vector instructions */
 #include "isa.h"
 #include <stdio.h>
 #include <stdlib.h>
@@ -70,7 +71,7 @@ int main(int argc, char **argv)
     unsigned n = 200;
     int c;
 
-    while ((c = getopt(argc, argv, "n:m:r:s:q:e:v")) != -1) {
+    while ((c = getopt(argc, argv, "n:m:r:s:q:e:uv")) != -1) {
         switch (c) {
         case 'n':
             n = atoi(optarg);
@@ -89,6 +90,9 @@ int main(int argc, char **argv)
             break;
         case 'e':
             engine = optarg;
+            break;
+        case 'u':
+            native_copies_max = 0;
             break;
         case 'v':
             verbose++;
