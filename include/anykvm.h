@@ -29,6 +29,8 @@ ANYKVM_API void anykvm_interrupt(int vcpu_fd);
  * True when fd is in this process's table; no system call, async-signal-safe. Numbers that came by ways that nobody
  * told of (dup by system call, a socket) are not in it until anykvm_ioctl() or anykvm_owns() sees them. */
 ANYKVM_API bool anykvm_known(int fd);
+/* ... and when it is /dev/kvm itself, not a VM or vCPU. */
+ANYKVM_API bool anykvm_is_device(int fd);
 /* The lowest number >= fd that is in the table, or -1. */
 ANYKVM_API int anykvm_next(int fd);
 /* made is a duplicate of fd. Without effect where fd is not known. */
@@ -39,6 +41,9 @@ struct sigaction;
 /* sigaction() for SIGSEGV, SIGBUS, SIGFPE, SIGILL and SIGTRAP: after the first anykvm_open() the handlers that the
  * kernel knows are anykvm's, and these are what it passes on to. Other signals: libc's sigaction. */
 ANYKVM_API int anykvm_sigaction(int sig, const struct sigaction *act, struct sigaction *old);
+/* The process is about to restrict its system calls (seccomp): threads that anykvm would start later are started, and
+ * from now on it opens nothing by name. */
+ANYKVM_API void anykvm_sandbox_ahead(void);
 /* The calling thread changed its signal mask: the five above must not stay blocked in KVM_RUN. */
 ANYKVM_API void anykvm_sigmask_changed(void);
 

@@ -7,8 +7,12 @@
 /* ---- values that are not constants ---- */
 static long nr_vcpus(struct kvm *kvm)
 {
-    const long n = sysconf(_SC_NPROCESSORS_ONLN);
+    static _Atomic long online = 1;
+    long n;
 
+    if (os_may_open())
+        online = sysconf(_SC_NPROCESSORS_ONLN);
+    n = online;
     return n < 1 ? 1 : n > KVM_MAX_VCPUS ? KVM_MAX_VCPUS : n;
 }
 

@@ -69,7 +69,7 @@ static int eventfd_id(int fd, uint64_t *id)
     if (fd < 0 || fcntl(fd, F_GETFD) < 0)
         return -EBADF;
     snprintf(path, sizeof(path), "/proc/self/fdinfo/%d", fd);
-    info = open(path, O_RDONLY | O_CLOEXEC);
+    info = os_may_open() ? open(path, O_RDONLY | O_CLOEXEC) : -1;
     if (info < 0) {
         *id = (uint64_t)fd << 32;
         return 0;
@@ -501,6 +501,17 @@ int kvm_eventfd_init(struct kvm *kvm)
     kvm->eventfds->epoll = kvm->eventfds->stop = -1;
     pthread_mutex_init(&kvm->eventfds->lock, NULL);
     return 0;
+}
+
+int kvm_irqfd_start(struct kvm *kvm)
+{
+    struct kvm_eventfds *e = kvm->eventfds;
+    int err;
+
+    pthread_mutex_lock(&e->lock);
+    err = start_thread(e);
+    pthread_mutex_unlock(&e->lock);
+    return err;
 }
 
 /* All irqfds end and the thread with them; ioeventfds go with the buses. No ioctl is running any more. */

@@ -235,7 +235,7 @@ int kvm_file_install(int fd, enum kvm_file_type type, struct kvm *kvm, struct kv
  * slow: closing a VM is not a hot path. Returns its number or -1. */
 static int other_number(uint64_t dev, uint64_t ino, int but)
 {
-    DIR *dir = opendir("/proc/self/fd");
+    DIR *dir = os_may_open() ? opendir("/proc/self/fd") : NULL;
     struct dirent *e;
     int found = -1;
 
@@ -293,6 +293,29 @@ bool anykvm_known(int fd)
     file_slot *slot = slot_of(fd, false);
 
     return slot && atomic_load_explicit(slot, memory_order_relaxed);
+}
+
+void anykvm_sandbox_ahead(void)
+{
+    for (int fd = anykvm_next(0); fd >= 0; fd = anykvm_next(fd + 1)) {
+        struct kvm_file *f = file_get(fd);
+
+        if (f && f->type == FILE_VM && f->mm_owner == kvm_mm_id())
+            kvm_sandbox_ahead(f->kvm);
+        if (f)
+            file_put(f);
+    }
+    os_never_open();
+}
+
+bool anykvm_is_device(int fd)
+{
+    struct kvm_file *f = anykvm_known(fd) ? file_get(fd) : NULL;
+    const bool device = f && f->type == FILE_SYSTEM;
+
+    if (f)
+        file_put(f);
+    return device;
 }
 
 int anykvm_next(int fd)

@@ -37,6 +37,7 @@ struct ktimer {
     int heap_index; /* -1: not armed */
 };
 struct ktimer_thread *ktimer_thread_create(void);
+int ktimer_thread_start(struct ktimer_thread *); /* now, not with the first timer */
 void ktimer_thread_destroy(struct ktimer_thread *);
 void ktimer_init(struct ktimer *, struct ktimer_thread *, void (*fn)(struct ktimer *), void *opaque);
 int ktimer_start(struct ktimer *, uint64_t deadline_ns);
@@ -185,6 +186,7 @@ void kvm_dest_map_add(void *dest_map, struct kvm_vcpu *, uint8_t vector);
 int kvm_irqfd(struct kvm *, const struct kvm_irqfd *);
 int kvm_ioeventfd(struct kvm *, const struct kvm_ioeventfd *);
 int kvm_eventfd_init(struct kvm *);
+int kvm_irqfd_start(struct kvm *); /* the thread now, not with the first irqfd */
 void kvm_irqfd_release(
     struct kvm *); /* before the vCPUs go: irqfds and the PIT, which raise interrupts by themselves, end */
 void kvm_irq_routing_update(struct kvm *);

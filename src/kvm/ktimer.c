@@ -162,17 +162,32 @@ static int make_room(struct ktimer_thread *tt)
     return 0;
 }
 
+static int start_thread(struct ktimer_thread *tt)
+{
+    const int err = tt->started ? 0 : os_thread_start("kvm-timers", timer_thread, tt, &tt->thread);
+
+    tt->started |= !err;
+    return err;
+}
+
+int ktimer_thread_start(struct ktimer_thread *tt)
+{
+    int err;
+
+    pthread_mutex_lock(&tt->lock);
+    err = start_thread(tt);
+    pthread_mutex_unlock(&tt->lock);
+    return err;
+}
+
 /* Arms, or moves a timer that is armed already. From any thread, its own callback too. */
 int ktimer_start(struct ktimer *t, uint64_t deadline_ns)
 {
     struct ktimer_thread *tt = t->thread;
-    int err = 0;
+    int err;
 
     pthread_mutex_lock(&tt->lock);
-    if (!tt->started) {
-        err = os_thread_start("kvm-timers", timer_thread, tt, &tt->thread);
-        tt->started = !err;
-    }
+    err = start_thread(tt);
     if (!err && t->heap_index < 0) {
         err = make_room(tt);
         if (!err) {

@@ -403,6 +403,8 @@ int kvm_arch_check_processor_compat(void);
 int kvm_irqfd_init(void);
 int kvm_async_pf_init(void);
 struct kvm *kvm_create_vm(unsigned long type, int *err);
+void kvm_sandbox_ahead(struct kvm *);
+void kvm_mmu_ask_slots(struct kvm *); /* mmu.c: what needs /proc is found out now */
 void kvm_get_kvm(struct kvm *);
 void kvm_put_kvm(struct kvm *);
 int kvm_arch_init_vm(struct kvm *, unsigned long type);

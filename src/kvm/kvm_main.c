@@ -268,6 +268,17 @@ void anykvm_signal_arrived(void)
     cpu_kick(vcpu->arch.cpu);
 }
 
+/* No thread can be started and nothing opened by name later on. */
+void kvm_sandbox_ahead(struct kvm *kvm)
+{
+    struct ktimer_thread *timers = kvm_timer_thread(kvm);
+
+    if (timers)
+        ktimer_thread_start(timers);
+    kvm_irqfd_start(kvm);
+    kvm_mmu_ask_slots(kvm);
+}
+
 int anykvm_sigaction(int sig, const struct sigaction *act, struct sigaction *old)
 {
     return cpu_sigaction(sig, act, old);

@@ -187,7 +187,7 @@ void kvm_mmu_write_protect_slot(struct kvm *kvm, struct kvm_memory_slot *slot, c
 /* Anonymous memory and memfds may be made in runs; a file's pages are not dirtied before the guest asks. */
 static enum slot_populate ask_kind(hva_t hva)
 {
-    FILE *f = fopen("/proc/self/maps", "re");
+    FILE *f = os_may_open() ? fopen("/proc/self/maps", "re") : NULL;
     enum slot_populate kind = POPULATE_PAGE;
     char line[512];
 
@@ -207,17 +207,37 @@ static enum slot_populate ask_kind(hva_t hva)
     return kind;
 }
 
+static uint8_t populate_kind(struct kvm_memory_slot *slot)
+{
+    uint8_t kind = atomic_load_explicit(&slot->populate, memory_order_relaxed);
+
+    if (kind == POPULATE_UNKNOWN) {
+        kind = ask_kind(slot->userspace_addr);
+        atomic_store_explicit(&slot->populate, kind, memory_order_relaxed);
+    }
+    return kind;
+}
+
+void kvm_mmu_ask_slots(struct kvm *kvm)
+{
+    const unsigned token = srcu_read_lock(&kvm->srcu);
+
+    for (unsigned as = 0; as < KVM_ADDRESS_SPACE_NUM; as++) {
+        struct kvm_memslots *slots = atomic_load(&kvm->memslots[as]);
+
+        for (unsigned i = 0; slots && i < slots->used; i++)
+            populate_kind(slots->slot[i]);
+    }
+    srcu_read_unlock(&kvm->srcu, token);
+}
+
 /* Is the page there, with the access that is wanted? 1: writable, 0: readable only, -EFAULT: gone. The run
  * [*first, *first + *n) of gfns around it that was made with it is what may be mapped. */
 static int make_pages(struct kvm_memory_slot *slot, gfn_t gfn, bool write, gfn_t *first, gfn_t *n)
 {
     const hva_t hva = slot->userspace_addr + ((gfn - slot->base_gfn) << PAGE_SHIFT);
-    uint8_t kind = atomic_load_explicit(&slot->populate, memory_order_relaxed);
+    const uint8_t kind = populate_kind(slot);
 
-    if (kind == POPULATE_UNKNOWN) {
-        kind = ask_kind(hva);
-        atomic_store_explicit(&slot->populate, kind, memory_order_relaxed);
-    }
     if (kind == POPULATE_RUNS && !(slot->flags & KVM_MEM_READONLY)) {
         gfn_t start = gfn & ~(gfn_t)(RUN_PAGES - 1), end = start + RUN_PAGES;
 

@@ -97,6 +97,18 @@ int os_memfd(const char *name, size_t size, bool cloexec)
     return fd;
 }
 
+static _Atomic bool never_open;
+
+bool os_may_open(void)
+{
+    return !atomic_load_explicit(&never_open, memory_order_relaxed);
+}
+
+void os_never_open(void)
+{
+    atomic_store(&never_open, true);
+}
+
 /* Our threads take no signal of the client's: all are blocked before the thread exists. */
 int os_thread_start(const char *name, void *(*fn)(void *), void *arg, void *handle)
 {

@@ -23,6 +23,9 @@ int os_copy_to_user(void *user, const void *src, size_t n);
 int os_memfd(const char *name, size_t size, bool cloexec);
 int os_thread_start(const char *name, void *(*fn)(void *), void *arg, void *handle /* pthread_t * */);
 void os_thread_join(void *handle);
+/* False once the client restricts its system calls (anykvm_sandbox_ahead): nothing is opened by name any more. */
+bool os_may_open(void);
+void os_never_open(void);
 void os_thread_low_latency(void); /* the calling thread: no timer slack, short slice, priority if allowed */
 
 #endif

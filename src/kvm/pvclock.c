@@ -256,7 +256,7 @@ static int64_t thread_run_delay(void)
 {
     char text[96];
     unsigned long long on_cpu, delay;
-    const int fd = open("/proc/thread-self/schedstat", O_RDONLY | O_CLOEXEC);
+    const int fd = os_may_open() ? open("/proc/thread-self/schedstat", O_RDONLY | O_CLOEXEC) : -1;
     const ssize_t n = fd < 0 ? -1 : read(fd, text, sizeof(text) - 1);
 
     if (fd >= 0)

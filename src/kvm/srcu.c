@@ -11,7 +11,9 @@ static void wait_for_readers(struct srcu *s, unsigned phase)
 
     for (unsigned i = 0; i < SRCU_SLOTS; i++)
         for (unsigned spin = 0; atomic_load(&s->slot[i].readers[phase]); spin++) {
-            if (spin < 16)
+            if (spin < 64)
+                __asm__ volatile("pause"); /* a section is shorter than a system call */
+            else if (spin < 80)
                 sched_yield();
             else
                 nanosleep(&pause, NULL);

@@ -118,7 +118,7 @@ static int stats_fd(const struct kvm_stats *s)
     if (!s)
         return -ENOMEM;
     snprintf(path, sizeof(path), "/proc/self/fd/%d", s->fd);
-    fd = open(path, O_RDONLY | O_CLOEXEC);
+    fd = os_may_open() ? open(path, O_RDONLY | O_CLOEXEC) : fcntl(s->fd, F_DUPFD_CLOEXEC, 0);
     return fd < 0 ? -errno : fd;
 }
 

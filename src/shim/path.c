@@ -109,6 +109,36 @@ EXPORT int __openat64_2(int dirfd, const char *path, int flags)
     return shim_is_kvm(dirfd, path) ? open_kvm(flags) : REAL(__openat64_2)(dirfd, path, flags);
 }
 
+static FILE *fopen_kvm(const char *mode)
+{
+    const int fd = open_kvm(strchr(mode, 'e') ? O_RDWR | O_CLOEXEC : O_RDWR);
+    FILE *f = fd < 0 ? NULL : fdopen(fd, mode);
+
+    if (fd >= 0 && !f)
+        anykvm_close(fd);
+    return f;
+}
+
+EXPORT FILE *fopen(const char *path, const char *mode)
+{
+    return shim_is_kvm(AT_FDCWD, path) ? fopen_kvm(mode) : REAL(fopen)(path, mode);
+}
+
+EXPORT FILE *fopen64(const char *path, const char *mode)
+{
+    return shim_is_kvm(AT_FDCWD, path) ? fopen_kvm(mode) : REAL(fopen64)(path, mode);
+}
+
+/* libc closes the descriptor by itself */
+EXPORT int fclose(FILE *f)
+{
+    const int fd = f ? fileno(f) : -1;
+
+    if (fd >= 0 && anykvm_known(fd))
+        anykvm_forget(fd);
+    return REAL(fclose)(f);
+}
+
 /* ---- access ---- */
 static int access_kvm(int mode)
 {
@@ -178,10 +208,34 @@ XSTAT_FUNCTION(__xstat64, stat64)
 XSTAT_FUNCTION(__lxstat, stat)
 XSTAT_FUNCTION(__lxstat64, stat64)
 
-#define STATAT_FUNCTION(name, type)                                                            \
-    EXPORT int name(int dirfd, const char *path, struct type *buf, int flags)                  \
-    {                                                                                          \
-        return shim_is_kvm(dirfd, path) ? stat_kvm(buf) : REAL(name)(dirfd, path, buf, flags); \
+#define FSTAT_FUNCTION(name, type)                                         \
+    EXPORT int name(int fd, struct type *buf)                              \
+    {                                                                      \
+        return anykvm_is_device(fd) ? stat_kvm(buf) : REAL(name)(fd, buf); \
+    }
+FSTAT_FUNCTION(fstat, stat)
+FSTAT_FUNCTION(fstat64, stat64)
+
+#define FXSTAT_FUNCTION(name, type)                                                 \
+    EXPORT int name(int version, int fd, struct type *buf)                          \
+    {                                                                               \
+        return anykvm_is_device(fd) ? stat_kvm(buf) : REAL(name)(version, fd, buf); \
+    }
+FXSTAT_FUNCTION(__fxstat, stat)
+FXSTAT_FUNCTION(__fxstat64, stat64)
+
+/* By name below dirfd, or, with AT_EMPTY_PATH and no name, dirfd itself */
+static bool names_kvm(int dirfd, const char *path, int flags)
+{
+    if ((flags & AT_EMPTY_PATH) && (!path || !*path))
+        return anykvm_is_device(dirfd);
+    return shim_is_kvm(dirfd, path);
+}
+
+#define STATAT_FUNCTION(name, type)                                                                 \
+    EXPORT int name(int dirfd, const char *path, struct type *buf, int flags)                       \
+    {                                                                                               \
+        return names_kvm(dirfd, path, flags) ? stat_kvm(buf) : REAL(name)(dirfd, path, buf, flags); \
     }
 STATAT_FUNCTION(fstatat, stat)
 STATAT_FUNCTION(fstatat64, stat64)
@@ -198,9 +252,9 @@ EXPORT int statx(int dirfd, const char *path, int flags, unsigned mask, struct s
 {
     int r;
 
-    if (!shim_is_kvm(dirfd, path))
+    if (!names_kvm(dirfd, path, flags))
         return REAL(statx)(dirfd, path, flags, mask, buf);
-    r = REAL(statx)(AT_FDCWD, "/dev", flags, mask, buf);
+    r = REAL(statx)(AT_FDCWD, "/dev", flags & ~AT_EMPTY_PATH, mask, buf);
     if (r)
         return r;
     buf->stx_mode = S_IFCHR | 0666;

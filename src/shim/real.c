@@ -31,6 +31,9 @@ int __wrap_sigaction(int, const struct sigaction *, struct sigaction *);
 int __wrap_pthread_sigmask(int, const sigset_t *, sigset_t *);
 void *__wrap_mmap64(void *, size_t, int, int, int, off64_t);
 
+int __wrap_prctl(int, unsigned long, unsigned long, unsigned long, unsigned long);
+long __wrap_syscall(long, long, long, long, long, long, long);
+
 #define ARGUMENT(type, last)    \
     ({                          \
         va_list ap_;            \
@@ -79,4 +82,15 @@ int __wrap_pthread_sigmask(int how, const sigset_t *set, sigset_t *old)
 void *__wrap_mmap64(void *at, size_t len, int prot, int flags, int fd, off64_t off)
 {
     return REAL(mmap64)(at, len, prot, flags, fd, off);
+}
+
+/* A variadic call's arguments lie where these would. */
+int __wrap_prctl(int option, unsigned long a, unsigned long b, unsigned long c, unsigned long d)
+{
+    return REAL(prctl)(option, a, b, c, d);
+}
+
+long __wrap_syscall(long number, long a, long b, long c, long d, long e, long f)
+{
+    return REAL(syscall)(number, a, b, c, d, e, f);
 }

@@ -61,6 +61,7 @@ static void make_vm(void)
 static void device(void)
 {
     struct stat st;
+    FILE *file;
 
     CHECK(!stat("/dev/kvm", &st) && S_ISCHR(st.st_mode) && st.st_rdev == makedev(10, 232));
     CHECK(!access("/dev/kvm", R_OK | W_OK));
@@ -69,6 +70,13 @@ static void device(void)
     sys = open("/dev/kvm", O_RDWR | O_CLOEXEC);
     CHECK(sys >= 0);
     CHECK(ioctl(sys, KVM_GET_API_VERSION, 0) == 12);
+    CHECK(!fstat(sys, &st) && S_ISCHR(st.st_mode) && st.st_rdev == makedev(10, 232));
+    CHECK(!fstatat(sys, "", &st, AT_EMPTY_PATH) && S_ISCHR(st.st_mode));
+    file = fopen("/dev/kvm", "r+e");
+    CHECK(file && ioctl(fileno(file), KVM_GET_API_VERSION, 0) == 12 && !fclose(file));
+    file = fopen("/proc/self/exe", "r"); /* the same number, another meaning */
+    CHECK(file && !fstat(fileno(file), &st) && S_ISREG(st.st_mode));
+    CHECK(mmap(NULL, 1, PROT_READ, MAP_PRIVATE, fileno(file), 0) != MAP_FAILED && !fclose(file));
     CHECK(ioctl(0, KVM_GET_API_VERSION, 0) < 0 && errno == ENOTTY);
 }
 

@@ -1,5 +1,5 @@
 #!/bin/sh
-# anykvm exec: exec.sh CLIENT STATIC CPUID: a client's status and arguments, messages for what cannot work.
+# anykvm exec: exec.sh CLIENT STATIC CPUID SANDBOX: a client's status and arguments, messages for what cannot work.
 set -u
 fail=0
 check() { # WHAT WANTED GOT
@@ -10,6 +10,8 @@ for engine in interp jit; do
     check "client on $engine" 0 $?
     "$ANYKVM" exec --engine $engine -- "$3"
     check "client that looks at its CPUID on $engine" 0 $?
+    "$ANYKVM" exec --engine $engine -- "$4"
+    check "client that restricts its system calls on $engine" 0 $?
 done
 if ! grep -qwE 'vmx|svm' /proc/cpuinfo; then
     "$ANYKVM" exec --cpuid=off -- "$3" 2>/dev/null
