@@ -19,6 +19,7 @@
 #define REGIONS_MAX 2048u
 #define GLOBALS     1024u
 #define GLOBAL_EXEC 1024u
+#define EXEC_SEEN   (1u << 18) /* bits: a large program has ten thousand pages of code */
 
 struct flat_log {
     uint32_t n;
@@ -31,8 +32,9 @@ struct flat_unit {
     uint32_t generation;
     uint64_t world[3];
     uint64_t next_gen;
-    uint64_t exec_seen[64]; /* a filter: pages that flat_note_exec() named since exec_gen[1] changed */
-    bool upper_local;       /* code of the upper half that is not global was seen */
+    uint64_t exec_seen[EXEC_SEEN / 64]; /* a filter: pages that flat_note_exec() named since exec_gen[1] changed */
+    uint32_t exec_noted;                /* bits that are set in it */
+    bool upper_local;                   /* code of the upper half that is not global was seen */
     struct flat_log local, global;
     struct chunk {
         uint64_t at; /* 0: free */
@@ -155,6 +157,7 @@ static void exec_gen_global(struct cpu *cpu)
     cpu->exec_gen[1] = cpu->exec_gen[0];
     memset(cpu->flatu->spaces, 0, sizeof(cpu->flatu->spaces));
     memset(cpu->flatu->exec_seen, 0, sizeof(cpu->flatu->exec_seen));
+    cpu->flatu->exec_noted = 0;
 }
 
 void flat_restart_generations(struct cpu *cpu)
@@ -163,11 +166,31 @@ void flat_restart_generations(struct cpu *cpu)
     exec_gen_global(cpu);
 }
 
+static uint64_t exec_slot(gva_t gva)
+{
+    return hash(gva >> PAGE_SHIFT, 18);
+}
+_Static_assert(EXEC_SEEN == 1 << 18, "exec_slot");
+
+static bool exec_seen(const struct flat_unit *f, gva_t gva)
+{
+    return f->exec_seen[exec_slot(gva) >> 6] >> (exec_slot(gva) & 63) & 1;
+}
+
 void flat_note_exec(struct cpu *cpu, gva_t gva)
 {
-    const uint64_t h = hash(gva >> PAGE_SHIFT, 12);
+    struct flat_unit *f = cpu->flatu;
 
-    cpu->flatu->exec_seen[h >> 6] |= 1ull << (h & 63);
+    if (exec_seen(f, gva))
+        return;
+    f->exec_seen[exec_slot(gva) >> 6] |= 1ull << (exec_slot(gva) & 63);
+    f->exec_noted++;
+}
+
+void flat_note_room(struct cpu *cpu)
+{
+    if (unlikely(cpu->flatu->exec_noted >= EXEC_SEEN / 8)) /* each dropped page would seem to be one of code */
+        exec_gen_global(cpu);
 }
 
 void flat_exec_changed(struct cpu *cpu)
@@ -219,13 +242,6 @@ hva_t flat_global_exec(struct cpu *cpu, gva_t gva, unsigned am)
     const unsigned n = global_exec_slot(gva, am);
 
     return f && am != AM_USER && f->global_exec[n].page == ((gva & PAGE_MASK) | am) ? f->global_exec[n].hva : 0;
-}
-
-static bool exec_seen(const struct flat_unit *f, gva_t gva)
-{
-    const uint64_t h = hash(gva >> PAGE_SHIFT, 12);
-
-    return f->exec_seen[h >> 6] >> (h & 63) & 1;
 }
 
 void flat_drop_all(struct cpu *cpu)

@@ -32,6 +32,7 @@ static inline uint64_t flat_word(const struct cpu *cpu, gva_t gva, bool write)
 
 /* The engine keeps a way to gva's page that it guards by exec_gen alone. */
 void flat_note_exec(struct cpu *, gva_t gva);
+void flat_note_room(struct cpu *); /* before exec_gen is read for such a way: its pages can be noted */
 /* Small numbers again: the engine has forgotten all that it guarded by them. */
 void flat_restart_generations(struct cpu *);
 /* What pages show may have changed without a flush: all such ways end. */

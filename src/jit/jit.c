@@ -408,6 +408,7 @@ static struct jit_block *next_block(struct jit *j, struct block **interpreted)
             return NULL;
         }
     }
+    flat_note_room(cpu);
     choose_salt(j);
     if (unlikely(jb->page2))
         second_page_enter(j, jb);
