@@ -157,6 +157,24 @@ static void ac_opens_user_pages(void **state)
     assert_int_equal(guest_r(g, GUEST_RFLAGS) & F_AC, 0);
 }
 
+/* Amid accesses by one base: what was checked with AC says nothing without it. */
+BLOB(code_ac_again, "mov $0x20000, %esi\n stac\n mov (%rsi), %rax\n mov 8(%rsi), %rbx\n clac\n mov 16(%rsi), %rcx\n"
+                    " mov 24(%rsi), %rdx\n");
+static void ac_closes_them_again(void **state)
+{
+    struct guest *g = *state;
+
+    guest_w(g, EXCEPTION_BITMAP, 1u << VEC_PF);
+    for (unsigned i = 0; i < 4; i++) {
+        guest_vmcs_state(g);
+        cr4(g, CR4_SMAP);
+        PUT(g, code_ac_again);
+        assert_int_equal(guest_run(g), EXIT_REASON_EXCEPTION_NMI);
+        assert_int_equal(rip(g), END(code_ac_again) - 8);
+        assert_int_equal(guest_r(g, EXIT_QUALIFICATION), GUEST_DATA + 16);
+    }
+}
+
 BLOB(code_ac_user,
      "push $0x23\n push $0x28000\n push $2\n push $0x1b\n lea 1f(%rip), %rax\n push %rax\n iretq\n1: stac\n");
 static void ac_is_for_the_supervisor(void **state)
@@ -297,6 +315,7 @@ int main(void)
         TEST(a_kick_never_comes_unseen_into_the_shadow),
         TEST(a_window_opens_behind_the_shadow),
         TEST(ac_opens_user_pages),
+        TEST(ac_closes_them_again),
         TEST(ac_is_for_the_supervisor),
         TEST(time_has_its_offset),
         TEST(pause_exits_when_asked_to),
