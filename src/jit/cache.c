@@ -15,12 +15,18 @@ int cache_init(struct jit *j)
 {
     const int fd = memfd_create("anykvm-jit", MFD_CLOEXEC);
 
+    j->map_fd = -1;
+    j->tr = calloc(1, sizeof(*j->tr));
     j->desc = pool_map(JIT_DESCS * sizeof(*j->desc));
     j->held = pool_map(JIT_DESCS * sizeof(*j->held));
     j->site = pool_map(JIT_DESCS * sizeof(*j->site));
     j->jc = pool_map(JC_BYTES);
-    if (fd < 0 || ftruncate(fd, JIT_CACHE) < 0 || !j->desc || !j->held || !j->site || !j->jc)
+    if (fd < 0)
         return -1;
+    if (ftruncate(fd, JIT_CACHE) < 0 || !j->tr || !j->desc || !j->held || !j->site || !j->jc) {
+        close(fd);
+        return -1;
+    }
     j->rw = mmap(NULL, JIT_CACHE, PROT_READ | PROT_WRITE, MAP_SHARED | MAP_NORESERVE, fd, 0);
     j->rx =
         mmap(NULL, JIT_CACHE + SLOT_BYTES, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
@@ -60,6 +66,7 @@ static void forget_blocks(struct jit *j)
 
 void cache_destroy(struct jit *j)
 {
+    free(j->tr);
     pool_destroy(&j->pool);
     pool_unmap(j->desc, JIT_DESCS * sizeof(*j->desc));
     pool_unmap(j->held, JIT_DESCS * sizeof(*j->held));

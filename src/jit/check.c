@@ -222,8 +222,8 @@ static void block_count(struct block *b)
 
 static int check_block(struct jit *j, const struct jit_block *jb)
 {
-    static _Thread_local struct check check;
-    struct check *c = &check;
+    static _Thread_local struct check *check;
+    struct check *c;
     struct cpu *cpu = j->cpu;
     const struct block *b = jb->b;
     const uint64_t gen0 = cpu->exec_gen[0], gen1 = cpu->exec_gen[1];
@@ -237,6 +237,9 @@ static int check_block(struct jit *j, const struct jit_block *jb)
     }
     block_count(jb->b);
     host_fpu_save(cpu);
+    if (!check && !(check = calloc(1, sizeof(*check))))
+        abort();
+    c = check;
     for (unsigned i = 0; i < b->n; i++)
         fpu |= op_rows[b->insn[i].op].attrs & (A_VEC | A_X87);
     if (!c->fpu_before) {

@@ -133,6 +133,7 @@ struct jit_salt { /* who may use an entry or a link to another page: mode and ma
 
 struct jit {
     struct cpu *cpu;
+    struct tr *tr; /* the translator's workspace: too large for every thread of a client to have one */
     uint8_t *rw, *rx;
     uint32_t used, base;         /* bytes; base: behind the trampolines */
     uint32_t enter, leave, slow; /* trampolines' offsets */

@@ -603,8 +603,7 @@ static void unit_publish(struct tr *t, gva_t rip)
 
 struct jit_block *jit_translate(struct jit *j, struct block *b, gva_t rip)
 {
-    static _Thread_local struct tr tr;
-    struct tr *t = &tr;
+    struct tr *t = j->tr;
     const uint32_t first_site = j->nsite, start = j->used;
 
     cache_populate(j);

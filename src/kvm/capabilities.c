@@ -61,6 +61,17 @@ static const struct capability {
     CAP(GET_MSR_FEATURES, 1),
     CAP(GET_TSC_KHZ, 1),
     CAP(HLT, 1),
+    CAP(HYPERV, 1),
+    CAP(HYPERV_CPUID, 1),
+    CAP(HYPERV_ENFORCE_CPUID, 1),
+    CAP(HYPERV_SEND_IPI, 1),
+    CAP(HYPERV_SPIN, 1),
+    CAP(HYPERV_SYNIC, 1),
+    CAP(HYPERV_SYNIC2, 1),
+    CAP(HYPERV_TIME, 1),
+    CAP(HYPERV_TLBFLUSH, 1),
+    CAP(HYPERV_VAPIC, 1),
+    CAP(HYPERV_VP_INDEX, 1),
     CAP(IMMEDIATE_EXIT, 1),
     CAP(INTERNAL_ERROR_DATA, 1),
     CAP(INTR_SHADOW, 1),
@@ -105,6 +116,7 @@ static const struct capability {
     CAP(SYNC_REGS, KVM_SYNC_X86_VALID_FIELDS),
     CAP(SYSTEM_EVENT_DATA, 1),
     CAP(SYS_ATTRIBUTES, 1),
+    CAP(SYS_HYPERV_CPUID, 1),
     CAP(TSC_CONTROL, 1),
     CAP(TSC_DEADLINE_TIMER, 1),
     CAP(USER_MEMORY, 1),
@@ -262,8 +274,20 @@ long kvm_vcpu_enable_cap(struct ioctl_call *c)
 
     if (cap->flags)
         return because(-EINVAL, "unknown flags 0x%x", cap->flags);
-    if (cap->cap != KVM_CAP_ENFORCE_PV_FEATURE_CPUID)
-        return because(-EINVAL, "capability %u cannot be enabled on a vCPU", cap->cap);
-    c->vcpu->arch.pv_cpuid_enforce = cap->args[0];
-    return 0;
+    switch (cap->cap) {
+    case KVM_CAP_ENFORCE_PV_FEATURE_CPUID:
+        c->vcpu->arch.pv_cpuid_enforce = cap->args[0];
+        return 0;
+    case KVM_CAP_HYPERV_ENFORCE_CPUID:
+        c->vcpu->arch.hv.enforce = cap->args[0];
+        return 0;
+    case KVM_CAP_HYPERV_SYNIC:
+    case KVM_CAP_HYPERV_SYNIC2:
+        if (cap->cap == KVM_CAP_HYPERV_SYNIC2 && cap->args[0])
+            return because(-EINVAL, "argument 0x%llx, must be 0", (unsigned long long)cap->args[0]);
+        if (!kvm_arch_can_set_irq(c->kvm))
+            return because(-EINVAL, "no interrupt controller");
+        return kvm_hv_activate_synic(c->vcpu, cap->cap == KVM_CAP_HYPERV_SYNIC2);
+    }
+    return because(-EINVAL, "capability %u cannot be enabled on a vCPU", cap->cap);
 }

@@ -353,6 +353,7 @@ static void after_set_cpuid(struct kvm_vcpu *vcpu)
 
     vcpu->arch.maxphyaddr = maxphyaddr_of(vcpu);
     vcpu->arch.guest_supported_xcr0 = d ? (d->eax | (uint64_t)d->edx << 32) & cpu_fpu_xcr0_mask() : 0;
+    kvm_hv_cpuid_changed(vcpu);
     kvm_x86_ops->update_cpuid(vcpu);
     kvm_make_request(KVM_REQ_EVENT, vcpu);
 }

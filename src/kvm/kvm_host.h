@@ -14,6 +14,7 @@
 #include "../cpu/vmx.h"
 #include "../cpu/vmcs.h"
 #include "iodev.h"
+#include "hyperv.h"
 #include "irq.h"
 #include "os.h"
 #include "srcu.h"
@@ -89,6 +90,10 @@ enum kvm_request {
     KVM_REQ_IOAPIC_EOI_EXIT,
     KVM_REQ_SMI,
     KVM_REQ_GLOBAL_CLOCK_UPDATE,
+    KVM_REQ_HV_CRASH,
+    KVM_REQ_HV_RESET,
+    KVM_REQ_HV_EXIT,
+    KVM_REQ_HV_STIMER,
     KVM_REQ_VM_DEAD,
     KVM_REQ_MSR_FILTER_CHANGED,
     KVM_REQ_COUNT
@@ -167,6 +172,7 @@ struct kvm_vcpu_arch {
         unsigned len;
     } mmio;
     bool user_msr_pending, user_msr_read;
+    struct kvm_vcpu_hv hv;
     bool pv_cpuid_enforce; /* KVM_CAP_ENFORCE_PV_FEATURE_CPUID */
     bool has_run;          /* KVM_RUN was called: CPUID is fixed */
     bool tpr_access_reporting;
@@ -219,6 +225,7 @@ struct kvm_arch {
     size_t mmu_pages, mmu_chunks; /* EPT tables in use, and what holds them */
     void **mmu_chunk;
     uint32_t disabled_exits;
+    struct kvm_vm_hv hv;
     uint64_t disabled_quirks; /* KVM_CAP_DISABLE_QUIRKS2 */
     bool x2apic_format, x2apic_broadcast_quirk_disabled, guest_can_read_msr_platform_info;
     bool exception_payload_enabled, triple_fault_event;
@@ -364,6 +371,18 @@ int kvm_set_tsc_khz(struct kvm_vcpu *, uint64_t khz); /* KVM_SET_TSC_KHZ: 0 or -
 void kvm_get_clock(struct kvm *, struct kvm_clock_data *);
 int kvm_set_clock(struct kvm *, const struct kvm_clock_data *);
 int kvm_set_guest_paused(struct kvm_vcpu *); /* KVM_KVMCLOCK_CTRL: -EINVAL without kvmclock */
+/* hyperv.c, hyperv_call.c, hyperv_synic.c */
+int kvm_get_hv_cpuid(struct kvm_cpuid_entry2 *, int *nent); /* 0, or -E2BIG */
+void kvm_hv_cpuid_changed(struct kvm_vcpu *);
+void kvm_hv_clock_changed(struct kvm *);                                          /* kvmclock was set */
+int kvm_hv_get_msr(struct kvm_vcpu *, uint32_t index, uint64_t *data, bool host); /* 1: #GP */
+int kvm_hv_set_msr(struct kvm_vcpu *, uint32_t index, uint64_t data, bool host);
+int kvm_hv_requests(struct kvm_vcpu *); /* KVM_REQ_HV_*: 1: go on; 0: to user space */
+bool kvm_hv_hypercall_enabled(struct kvm_vcpu *);
+int kvm_hv_hypercall(struct kvm_vcpu *);
+void kvm_hv_interrupt_taken(struct kvm_vcpu *, int vector);
+int kvm_hv_activate_synic(struct kvm_vcpu *, bool dont_zero_pages);
+void kvm_hv_vcpu_free(struct kvm_vcpu *);
 /* smm.c */
 void enter_smm(struct kvm_vcpu *);
 int kvm_emulate_rsm(struct kvm_vcpu *);                   /* 1: go on */

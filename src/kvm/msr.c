@@ -461,6 +461,16 @@ static int set_poll_control(struct kvm_vcpu *vcpu, const struct msr_access *m)
     return 0;
 }
 
+static int get_hv(struct kvm_vcpu *vcpu, struct msr_access *m)
+{
+    return kvm_hv_get_msr(vcpu, m->index, &m->data, m->host);
+}
+
+static int set_hv(struct kvm_vcpu *vcpu, const struct msr_access *m)
+{
+    return kvm_hv_set_msr(vcpu, m->index, m->data, m->host);
+}
+
 /* ---- the table, by number ---- */
 #define ARCH(field) offsetof(struct kvm_vcpu_arch, field)
 #define ALL         (~0ull)
@@ -531,6 +541,21 @@ static const struct msr_row rows[] = {
     BY(0x480, 0x491, 0, get_vmx_capability, NULL),                /* IA32_VMX_BASIC ... VMFUNC */
     BY(0x6e0, 0x6e0, LISTED, get_tsc_deadline, set_tsc_deadline), /* IA32_TSC_DEADLINE */
     BY(0x800, 0x8ff, 0, get_x2apic, set_x2apic),
+    /* Hyper-V (hyperv.c) */
+    BY(0x40000000, 0x40000003, LISTED, get_hv, set_hv), /* GUEST_OS_ID, HYPERCALL, VP_INDEX, RESET */
+    BY(0x40000010, 0x40000010, LISTED, get_hv, set_hv), /* VP_RUNTIME */
+    BY(0x40000020, 0x40000023, LISTED, get_hv, set_hv), /* TIME_REF_COUNT, REFERENCE_TSC, TSC and APIC frequency */
+    BY(0x40000070, 0x40000072, 0, get_hv, set_hv),      /* EOI, ICR, TPR */
+    BY(0x40000073, 0x40000073, LISTED, get_hv, set_hv), /* VP_ASSIST_PAGE */
+    BY(0x40000080, 0x40000080, LISTED, get_hv, set_hv), /* SCONTROL */
+    BY(0x40000081, 0x40000084, 0, get_hv, set_hv),      /* SVERSION, SIEFP, SIMP, EOM */
+    BY(0x40000090, 0x4000009f, 0, get_hv, set_hv),      /* SINT0-15 */
+    BY(0x400000b0, 0x400000b0, LISTED, get_hv, set_hv), /* STIMER0_CONFIG */
+    BY(0x400000b1, 0x400000b7, 0, get_hv, set_hv),      /* STIMER0_COUNT ... STIMER3_COUNT */
+    BY(0x400000f1, 0x400000f5, LISTED, get_hv, set_hv), /* SYNDBG_CONTROL ... PENDING_BUFFER */
+    BY(0x400000ff, 0x400000ff, LISTED, get_hv, set_hv), /* SYNDBG_OPTIONS */
+    BY(0x40000100, 0x40000105, LISTED, get_hv, set_hv), /* CRASH_P0-4, CRASH_CTL */
+    BY(0x40000106, 0x40000108, LISTED, get_hv, set_hv), /* REENLIGHTENMENT_CONTROL, TSC_EMULATION_* */
     BY(MSR_KVM_WALL_CLOCK_NEW, MSR_KVM_WALL_CLOCK_NEW, LISTED, get_wall_clock, set_wall_clock),
     BY(MSR_KVM_SYSTEM_TIME_NEW, MSR_KVM_SYSTEM_TIME_NEW, LISTED, get_system_time, set_system_time),
     BY(MSR_KVM_STEAL_TIME, MSR_KVM_STEAL_TIME, LISTED, get_steal_time, set_steal_time),

@@ -162,6 +162,7 @@ int kvm_set_clock(struct kvm *kvm, const struct kvm_clock_data *data)
     }
     kvm->arch.kvmclock_offset = (int64_t)(wanted - kvm->arch.master_kernel_ns);
     pthread_mutex_unlock(&kvm->arch.tsc_lock);
+    kvm_hv_clock_changed(kvm);
     kvm_make_all_cpus_request(kvm, KVM_REQ_CLOCK_UPDATE, false);
     return 0;
 }

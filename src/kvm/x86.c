@@ -79,6 +79,7 @@ void kvm_arch_vcpu_destroy(struct kvm_vcpu *vcpu)
 {
     if (!vcpu->arch.cpu)
         return;
+    kvm_hv_vcpu_free(vcpu);
     if (vcpu->arch.apic)
         kvm_free_lapic(vcpu);
     kvm_x86_ops->vcpu_free(vcpu);
@@ -132,6 +133,8 @@ static bool kvm_vcpu_has_events(struct kvm_vcpu *vcpu)
     if (kvm_is_exception_pending(vcpu))
         return true;
     if (atomic_load(&vcpu->arch.nmi_queued) || (vcpu->arch.nmi_pending && kvm_x86_ops->nmi_allowed(vcpu)))
+        return true;
+    if (atomic_load(&vcpu->requests) & 1ull << KVM_REQ_HV_STIMER)
         return true;
     if ((vcpu->arch.smi_pending || (atomic_load(&vcpu->requests) & 1ull << KVM_REQ_SMI)) && !vcpu->arch.in_smm)
         return true;
@@ -275,6 +278,8 @@ static int vcpu_handle_requests(struct kvm_vcpu *vcpu)
         process_smi(vcpu);
     if (kvm_check_request(KVM_REQ_MSR_FILTER_CHANGED, vcpu))
         kvm_x86_ops->update_msr_intercepts(vcpu);
+    if (!kvm_hv_requests(vcpu))
+        return 0;
     kvm_check_request(KVM_REQ_SCAN_IOAPIC, vcpu);
     kvm_check_request(KVM_REQ_UNBLOCK, vcpu);
     if (kvm_check_request(KVM_REQ_IOAPIC_EOI_EXIT, vcpu))

@@ -57,6 +57,7 @@ int kvm_emulate_rdmsr(struct kvm_vcpu *);
 int kvm_emulate_wrmsr(struct kvm_vcpu *);
 int kvm_emulate_xsetbv(struct kvm_vcpu *);
 bool guest_pv_has(struct kvm_vcpu *, unsigned feature); /* KVM_CAP_ENFORCE_PV_FEATURE_CPUID */
+int kvm_skip_hypercall(struct kvm_vcpu *);
 int kvm_handle_ud(struct kvm_vcpu *);
 int kvm_emulation_failure(struct kvm_vcpu *);
 int kvm_internal_error(struct kvm_vcpu *, uint32_t suberror, unsigned ndata, const uint64_t *data);

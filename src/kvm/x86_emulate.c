@@ -491,7 +491,7 @@ static int64_t do_hypercall(struct kvm_vcpu *vcpu, uint64_t nr, const uint64_t *
 }
 
 /* VMCALL and VMMCALL have the same length; an exit for #UD has none of its own. */
-static int skip_hypercall(struct kvm_vcpu *vcpu)
+int kvm_skip_hypercall(struct kvm_vcpu *vcpu)
 {
     const uint64_t rip = kvm_rip_read(vcpu) + 3, rflags = kvm_x86_ops->get_rflags(vcpu);
 
@@ -507,6 +507,8 @@ static int make_hypercall(struct kvm_vcpu *vcpu)
     uint64_t a[ARRAY_SIZE(arg)];
     int64_t ret;
 
+    if (kvm_hv_hypercall_enabled(vcpu))
+        return kvm_hv_hypercall(vcpu);
     for (unsigned i = 0; i < ARRAY_SIZE(arg); i++) {
         a[i] = kvm_register_read(vcpu, arg[i]);
         if (!wide)
@@ -514,7 +516,7 @@ static int make_hypercall(struct kvm_vcpu *vcpu)
     }
     ret = do_hypercall(vcpu, a[0], a + 1);
     kvm_register_write(vcpu, R_RAX, wide ? (uint64_t)ret : (uint32_t)ret);
-    return skip_hypercall(vcpu);
+    return kvm_skip_hypercall(vcpu);
 }
 
 static const uint8_t vmcall[3] = {0x0f, 0x01, 0xc1}, vmmcall[3] = {0x0f, 0x01, 0xd9};

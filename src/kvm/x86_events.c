@@ -209,6 +209,7 @@ static void inject_interrupt_or_window(struct kvm_vcpu *vcpu, bool can_inject)
         const int vector = kvm_cpu_get_interrupt(vcpu);
 
         if (vector >= 0) {
+            kvm_hv_interrupt_taken(vcpu, vector);
             kvm_queue_interrupt(vcpu, (uint8_t)vector, false);
             kvm_x86_ops->inject_irq(vcpu);
         }
