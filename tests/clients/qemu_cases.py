@@ -1,5 +1,5 @@
 # QEMU's own features with -accel kvm under anykvm exec: qemu_cases.py [CASE ...]. A case is a function; main() names it.
-import re, shutil, subprocess, tempfile, time
+import os, re, shutil, subprocess, tempfile, time
 from client import Failed, Qemu, check, deadline, linux, main, need
 
 
@@ -173,6 +173,21 @@ def sandbox():
         q.power_off()
 
 
+def killed():
+    """SIGKILL: no process, no file, no shared memory is left."""
+    with tempfile.TemporaryDirectory() as tmp:
+        shared = set(os.listdir("/dev/shm"))
+        with Qemu(*linux(), cpus=2, env={"TMPDIR": tmp}) as q:
+            q.boot()
+            pid = q.process.pid
+            children = open(f"/proc/{pid}/task/{pid}/children").read()
+            q.process.kill()
+            q.process.wait()
+            check("children", "", children)
+            check("temporary files", [], os.listdir(tmp))
+            check("shared memory", set(), set(os.listdir("/dev/shm")) - shared)
+
+
 def memtest():
     """memtest86+ passes once over a small memory. Its bit fade test alone waits 160 s."""
     image = need("/boot/memtest86+x64.bin")
@@ -195,4 +210,4 @@ def installer():
 
 
 main({"gdb": gdb_stub, "snapshot": snapshot, "migration": migration, "devices": devices, "ovmf": ovmf,
-      "sandbox": sandbox, "installer": installer, "memtest": memtest})
+      "sandbox": sandbox, "killed": killed, "installer": installer, "memtest": memtest})
