@@ -21,7 +21,7 @@ def libguestfs():
         with open(tmp + "/image", "wb") as f:
             f.truncate(200 << 20)
         p = subprocess.run([ANYKVM, "exec", "--engine", ENGINE, "--", "guestfish", "-a", tmp + "/image"], input=FISH,
-                           stdout=subprocess.PIPE, stderr=subprocess.PIPE, timeout=280,
+                           stdout=subprocess.PIPE, stderr=subprocess.PIPE, timeout=580,
                            env={**os.environ, "LIBGUESTFS_BACKEND": "direct", "LIBGUESTFS_DEBUG": "1"})
         log = p.stderr.decode("latin1")
         if p.returncode or b"from the appliance" not in p.stdout or "kvm-clock: Using msrs" not in log:
@@ -42,7 +42,7 @@ def debvm():
         pid, fd = pty.fork()
         if pid == 0:
             os.execv(ANYKVM, [ANYKVM, "exec", "--engine", ENGINE, "--", "debvm-run", "-i", tmp + "/image"])
-        text, end, asked = "", deadline(280), False
+        text, end, asked = "", deadline(580), False
         while time.monotonic() < end:
             if select.select([fd], [], [], 1)[0]:
                 try:
