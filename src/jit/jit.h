@@ -162,6 +162,7 @@ struct jit {
     int status;                                           /* why translated code was left */
     uint64_t resets, translated_blocks, translated_bytes;
     bool count; /* ANYKVM_STAT: each block counts its instructions, a quarter of the time of short blocks */
+    unsigned sample;
     int map_fd; /* ANYKVM_JIT_MAP=FILE: a line a block (host address, size, guest address) for profiles; -1: none */
     uint64_t slow_kinds[DESC_KINDS]; /* ... by kind of descriptor */
     uint64_t slow_ops[OP_COUNT];     /* slow paths by row (slow_stat.c) */
