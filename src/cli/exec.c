@@ -15,14 +15,12 @@
 
 #define SHIM "libanykvm-shim.so"
 
-enum { OPT_ENGINE = 256, OPT_KVM_PARAMS, OPT_CPUID, OPT_HELP };
+enum { OPT_ENGINE = 256, OPT_KVM_PARAMS, OPT_HARDENED, OPT_CPUID, OPT_HELP };
 
 static const struct option options[] = {
-    {"engine", required_argument, NULL, OPT_ENGINE},
-    {"kvm-params", required_argument, NULL, OPT_KVM_PARAMS},
-    {"cpuid", required_argument, NULL, OPT_CPUID},
-    {"help", no_argument, NULL, OPT_HELP},
-    {NULL, 0, NULL, 0},
+    {"engine", required_argument, NULL, OPT_ENGINE}, {"kvm-params", required_argument, NULL, OPT_KVM_PARAMS},
+    {"hardened", no_argument, NULL, OPT_HARDENED},   {"cpuid", required_argument, NULL, OPT_CPUID},
+    {"help", no_argument, NULL, OPT_HELP},           {NULL, 0, NULL, 0},
 };
 
 static int usage(FILE *to)
@@ -32,6 +30,7 @@ static int usage(FILE *to)
         "  starts CLIENT (QEMU, kvmtool, ...), which finds a working /dev/kvm; the exit status is the client's\n"
         "  --engine NAME      of the software processor: interp, jit (default: the best one)\n"
         "  --kvm-params LIST  ept=0,vpid=0 ... as for ANYKVM_PARAMS\n"
+        "  --hardened         the translator's accesses never run ahead of their checks (docs/security.md)\n"
         "  --cpuid auto|on|off\n"
         "                     CLIENT's own CPUID instructions show VMX or SVM (default auto: those of a program that\n"
         "                     names /dev/kvm)\n",
@@ -170,6 +169,9 @@ static int parse(int argc, char **argv)
             break;
         case OPT_KVM_PARAMS:
             r = add_params("--kvm-params", optarg);
+            break;
+        case OPT_HARDENED:
+            r = add_params("--hardened", "hardened=1");
             break;
         case OPT_CPUID:
             r = set_cpuid(optarg);

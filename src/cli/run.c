@@ -16,21 +16,17 @@ enum {
     OPT_ENGINE,
     OPT_NO_REBOOT,
     OPT_KVM_PARAMS,
+    OPT_HARDENED,
     OPT_HELP
 };
 
 static const struct option options[] = {
-    {"kernel", required_argument, NULL, OPT_KERNEL},
-    {"initrd", required_argument, NULL, OPT_INITRD},
-    {"append", required_argument, NULL, OPT_APPEND},
-    {"memory", required_argument, NULL, 'm'},
-    {"cpus", required_argument, NULL, OPT_CPUS},
-    {"accel", required_argument, NULL, OPT_ACCEL},
-    {"engine", required_argument, NULL, OPT_ENGINE},
-    {"kvm-params", required_argument, NULL, OPT_KVM_PARAMS},
-    {"no-reboot", no_argument, NULL, OPT_NO_REBOOT},
-    {"help", no_argument, NULL, OPT_HELP},
-    {NULL, 0, NULL, 0},
+    {"kernel", required_argument, NULL, OPT_KERNEL}, {"initrd", required_argument, NULL, OPT_INITRD},
+    {"append", required_argument, NULL, OPT_APPEND}, {"memory", required_argument, NULL, 'm'},
+    {"cpus", required_argument, NULL, OPT_CPUS},     {"accel", required_argument, NULL, OPT_ACCEL},
+    {"engine", required_argument, NULL, OPT_ENGINE}, {"kvm-params", required_argument, NULL, OPT_KVM_PARAMS},
+    {"hardened", no_argument, NULL, OPT_HARDENED},   {"no-reboot", no_argument, NULL, OPT_NO_REBOOT},
+    {"help", no_argument, NULL, OPT_HELP},           {NULL, 0, NULL, 0},
 };
 
 static int usage(FILE *to)
@@ -44,6 +40,7 @@ static int usage(FILE *to)
           "  --accel WHICH      auto (default), kvm (a real /dev/kvm), soft (the software processor)\n"
           "  --engine NAME      of the software processor: jit (default where the host has BMI2), interp, check\n"
           "  --kvm-params LIST  ept=0,vpid=0 ... as for ANYKVM_PARAMS\n"
+          "  --hardened         the translator's accesses never run ahead of their checks (docs/security.md)\n"
           "  --no-reboot        a reboot of the guest ends the command with 0\n"
           "  -v                 show the steps of the start\n"
           "On a terminal, Ctrl-A x quits.\n",
@@ -108,6 +105,9 @@ static int parse_option(int opt, struct machine_config *c)
         return 0;
     case OPT_KVM_PARAMS:
         c->kvm_params = optarg;
+        return 0;
+    case OPT_HARDENED:
+        c->hardened = true;
         return 0;
     case OPT_NO_REBOOT:
         c->no_reboot = true;

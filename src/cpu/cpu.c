@@ -50,6 +50,8 @@ const struct engine *engine_find(const char *name)
     return e;
 }
 
+bool cpu_hardened;
+
 bool cpu_engine_exists(const char *name)
 {
     return name && engine_by_name(name);

@@ -20,6 +20,7 @@ void cpu_domain_destroy(struct cpu_domain *);
  * A processor that finds no address space for the translator's tables at its first entry interprets.
  */
 struct cpu *cpu_create(struct cpu_domain *, unsigned id, const char *engine);
+extern bool cpu_hardened; /* of processors created from now on: no access of translated code runs ahead of its check */
 void cpu_destroy(struct cpu *);
 const char *cpu_engine_name(const struct cpu *);
 bool cpu_engine_exists(const char *name);

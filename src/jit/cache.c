@@ -191,6 +191,7 @@ void cache_trampolines(struct jit *j)
     j->used = j->base;
     j->ndesc = 1;
     j->nslot = SLOT_MASKS + 1;
+    j->slots[0].word = SLOT_COLD;
     for (unsigned n = 0; n < SLOT_MASKS; n++)
         j->slots[1 + n].word = (PAGE_SIZE - 1) & ~((1ull << n) - 1);
 }

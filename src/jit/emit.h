@@ -158,6 +158,16 @@ static inline void e_op_rip(struct emit *e, unsigned flags, uint8_t opcode, uint
     e4(e, (uint32_t)(target - (e_here(e) + 4 + imm)));
 }
 
+/* ... with a two-byte opcode */
+static inline void e_op_rip_0f(struct emit *e, unsigned flags, uint8_t opcode, uint8_t reg, uint64_t target)
+{
+    e1(e, 0x40 | (flags & EF_W ? 8 : 0) | (reg & 8) >> 1);
+    e1(e, 0x0f);
+    e1(e, opcode);
+    e1(e, (reg & 7) << 3 | 5);
+    e4(e, (uint32_t)(target - (e_here(e) + 4)));
+}
+
 /* VEX form of a BMI instruction: pp 0 none, 1 66, 2 F3, 3 F2 */
 static inline void e_vex(struct emit *e, unsigned map, unsigned pp, bool w, uint8_t opcode, uint8_t reg, uint8_t vvvv,
                          struct rm rm)

@@ -706,6 +706,7 @@ static int jit_init(struct cpu *cpu)
     }
     j->cpu = cpu;
     j->heat = heat ? (uint32_t)strtoul(heat, NULL, 0) : JIT_HEAT;
+    j->hardened = cpu_hardened || getenv("ANYKVM_JIT_HARDENED"); /* the variable is the tests' */
     cpu->engine_data = j;
     if (cache_init(j) < 0)
         return -1;

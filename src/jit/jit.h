@@ -161,7 +161,8 @@ struct jit {
     bool left_amid;                                       /* ... a block was left where merged checks failed */
     int status;                                           /* why translated code was left */
     uint64_t resets, translated_blocks, translated_bytes;
-    bool count; /* ANYKVM_STAT: each block counts its instructions, a quarter of the time of short blocks */
+    bool hardened; /* no access runs ahead of its check: no predictions, no merged checks */
+    bool count;    /* ANYKVM_STAT: each block counts its instructions, a quarter of the time of short blocks */
     unsigned sample;
     int map_fd; /* ANYKVM_JIT_MAP=FILE: a line a block (host address, size, guest address) for profiles; -1: none */
     uint64_t slow_kinds[DESC_KINDS]; /* ... by kind of descriptor */

@@ -95,7 +95,8 @@ static enum effect effect_of(const struct insn *in)
         CC(O)
         CC(NO)
         CC(B)
-        CC(NB) CC(Z) CC(NZ) CC(BE) CC(NBE) CC(S) CC(NS) CC(P) CC(NP) CC(L) CC(NL) CC(LE) CC(NLE)
+        CC(NB)
+        CC(Z) CC(NZ) CC(BE) CC(NBE) CC(S) CC(NS) CC(P) CC(NP) CC(L) CC(NL) CC(LE) CC(NLE)
 #undef CC
 #define CC(name) case OP_J##name:
             CC(O) CC(NO) CC(B) CC(NB) CC(Z) CC(NZ) CC(BE) CC(NBE) CC(S) CC(NS) CC(P) CC(NP) CC(L) CC(NL) CC(LE) CC(NLE)
@@ -242,7 +243,7 @@ void tr_groups_find(struct tr *t)
     memset(t->member, 0, sizeof(t->member));
     values_forget(&v);
     t->values = v;
-    if (t->b->heat & HEAT_NO_GROUPS)
+    if (t->j->hardened || (t->b->heat & HEAT_NO_GROUPS))
         return;
     for (unsigned i = 0; i < t->b->n; i++) {
         const struct insn *in = &t->b->insn[i];

@@ -443,6 +443,48 @@ static struct rm keep(struct tr *t, struct rm rm, bool keep_t1)
     return rm_mem(T0, 0);
 }
 
+/* ... hardened: T0 = host address, or one that no access reaches: data, not a branch, decides that, so that no access
+ * runs ahead with an address of the guest's choice. The branch to the slow path is for what happens in the end. */
+static struct rm check_hardened(struct tr *t, const struct tr_ea *a, unsigned size, bool write, unsigned align)
+{
+    const struct rm word = {.mem = true, .reg = H_R15, .index = T1, .disp = TABLE(write)};
+    struct tr_ea far = *a; /* T0 has it */
+    struct emit *e = &t->e;
+
+    if (a->near)
+        emit_near(t, a, T0, 0);
+    else
+        tr_address(t);
+    far.near = false;
+    if (align)
+        check_alignment(t, &far, align);
+    else
+        check_crossing(t, &far, size, write);
+    e_rorx(e, T1, T0, 8);
+    e_op(e, EF_W, 0, 0x23, T1, rm_cpu(CPU_HOT(HOT_MASK_ROR)));
+    e_mov_load(e, T1, word);
+    e_lea(e, T0, (struct rm){.mem = true, .reg = T0, .index = T1, .disp = -1});
+    e_test_reg(e, T1);
+    e_op_rip_0f(e, EF_W, 0x44, T0, slot_address(t, 0, offsetof(struct jit_slot, word))); /* cmovz: slot 0 is cold */
+    tr_jcc_stub(t, 4, tr_slow(t));
+    return rm_mem(T0, 0);
+}
+
+/* Flags are live: T1's bit 0 says whether the entry is there, and makes a mask of all bits or none. */
+static struct rm harden_plain(struct tr *t, unsigned size)
+{
+    struct emit *e = &t->e;
+
+    e_lea(e, T0, (struct rm){.mem = true, .reg = T0, .index = T1, .disp = -(int32_t)size});
+    e_rorx(e, T1, T1, 1);
+    e_push(e, H_RAX);
+    e_mov_imm32(e, H_RAX, 63);
+    e_vex(e, 2, 2, true, 0xf7, T1, H_RAX, rm_reg(T1)); /* sarx */
+    e_pop(e, H_RAX);
+    e_pext(e, T0, T0, rm_reg(T1));
+    return rm_mem(T0, 0);
+}
+
 /* The operand, by the check that suits it. */
 static struct rm check(struct tr *t, const struct tr_ea *a, const struct tr_member *m, unsigned align, bool keep_t1)
 {
@@ -454,12 +496,16 @@ static struct rm check(struct tr *t, const struct tr_ea *a, const struct tr_memb
     t->disp = m->disp;
     if (g)
         return group_operand(t, a, align, g);
+    if (!t->flags_live && t->j->hardened)
+        return check_hardened(t, a, m->size, m->write, align);
     if (!t->flags_live)
         return check_predicted(t, a, align ? 1 : m->size, m->write, align, NULL);
     tr_islands(t, false, 110);
     if (align)
         check_alignment(t, a, align);
     check_plain(t, a, align ? 1 : m->size, m->write);
+    if (t->j->hardened)
+        return harden_plain(t, align ? 1 : m->size);
     rm = (struct rm){.mem = true, .reg = T0, .index = T1, .disp = align ? -1 : -(int32_t)m->size};
     return keep(t, rm, keep_t1);
 }

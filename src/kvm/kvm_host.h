@@ -41,7 +41,7 @@ typedef uint64_t gfn_t;
 
 /* ---- module parameters (params.c): names as of kvm and kvm_intel ---- */
 struct kvm_params {
-    bool ept, vpid, nested, unrestricted_guest;
+    bool ept, vpid, nested, unrestricted_guest, hardened;
     char engine[16]; /* "" = the best */
 };
 extern struct kvm_params kvm_params;

@@ -42,7 +42,7 @@ static const struct {
 } params[] = {
     {"ept", param_bool, &kvm_params.ept},        {"vpid", param_bool, &kvm_params.vpid},
     {"nested", param_bool, &kvm_params.nested},  {"unrestricted_guest", param_bool, &kvm_params.unrestricted_guest},
-    {"engine", param_engine, kvm_params.engine},
+    {"engine", param_engine, kvm_params.engine}, {"hardened", param_bool, &kvm_params.hardened},
 };
 
 static int param_set(const char *item, size_t len)
@@ -94,7 +94,7 @@ int kvm_params_init(void)
     if (text && kvm_params_set(text, &bad)) {
         fprintf(stderr,
                 "anykvm: ANYKVM_PARAMS: \"%s\" is no parameter or has no such value; known: ept vpid nested "
-                "unrestricted_guest (0 or 1), engine (interp, jit, check)\n",
+                "unrestricted_guest hardened (0 or 1), engine (interp, jit, check)\n",
                 bad);
         return -EINVAL;
     }
@@ -123,8 +123,8 @@ static const char *engine_in_force(void)
 
 int anykvm_describe(char *buf, size_t size)
 {
-    return snprintf(buf, size, "version=%s\nvendor=%s\nengine=%s\nept=%c\nvpid=%c\nnested=%c\nunrestricted_guest=%c\n",
-                    anykvm_version(), "kvm_intel", engine_in_force(), kvm_params.ept ? 'Y' : 'N',
-                    kvm_params.vpid ? 'Y' : 'N', kvm_params.nested ? 'Y' : 'N',
-                    kvm_params.unrestricted_guest ? 'Y' : 'N');
+    return snprintf(
+        buf, size, "version=%s\nvendor=%s\nengine=%s\nept=%c\nvpid=%c\nnested=%c\nunrestricted_guest=%c\nhardened=%c\n",
+        anykvm_version(), "kvm_intel", engine_in_force(), kvm_params.ept ? 'Y' : 'N', kvm_params.vpid ? 'Y' : 'N',
+        kvm_params.nested ? 'Y' : 'N', kvm_params.unrestricted_guest ? 'Y' : 'N', kvm_params.hardened ? 'Y' : 'N');
 }

@@ -153,6 +153,8 @@ static int machine_init(struct machine *m)
         if (anykvm_set_params(param, &bad) < 0)
             return vmm_error("--engine %s: no such engine", m->config.engine);
     }
+    if (m->config.hardened && anykvm_set_params("hardened=1", &bad) < 0)
+        return vmm_error("--hardened: not known");
     if (m->config.kvm_params && anykvm_set_params(m->config.kvm_params, &bad) < 0)
         return vmm_error("--kvm-params: bad parameter at \"%s\"", bad);
     m->accel.verbose = m->config.verbose;

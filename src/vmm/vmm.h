@@ -83,6 +83,7 @@ struct machine_config {
     enum accel_choice accel;
     bool no_reboot, verbose;
     const char *engine, *kvm_params;
+    bool hardened;
 };
 
 enum request { REQ_NONE, REQ_RESET, REQ_SHUTDOWN, REQ_FAIL };
