@@ -396,7 +396,7 @@ int anykvm_ioctl(int fd, unsigned long request, ...)
         return ioctl(fd, request, arg);
     r = kvm_ioctl(f, request, arg);
     file_put(f);
-    if (r < 0) {
+    if (r < 0 && r >= -4095) { /* as a system call's result: KVM_GET_NR_MMU_PAGES returns any word it was given */
         errno = (int)-r;
         return -1;
     }
