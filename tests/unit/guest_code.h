@@ -8,7 +8,7 @@
 
 #define GUEST_FN                                                                                     \
     __attribute__((noinline, noclone, aligned(16), section("guest_fn"), target("general-regs-only"), \
-                   optimize("no-tree-loop-distribute-patterns")))
+                   no_sanitize("address", "undefined"), optimize("no-tree-loop-distribute-patterns")))
 extern const uint8_t __start_guest_fn[], __stop_guest_fn[];
 
 #define GUEST_RETURN 0x8000u /* UD2: the return address of a called function */
