@@ -36,83 +36,34 @@ static void value_move(struct tr_values *v, unsigned to, unsigned from, int64_t 
 enum effect { UNKNOWN, EXPLICIT, VECTOR, PUSH, POP };
 
 /* EXPLICIT: writes no general register but its visible operands that are written. */
+#define ROW(op)  [OP_##op] = EXPLICIT,
+#define COND(cc) [OP_SET##cc] = EXPLICIT, [OP_CMOV##cc] = EXPLICIT, [OP_J##cc] = EXPLICIT,
+/* clang-format off */
+static const uint8_t effects[OP_COUNT] = {
+    ROW(MOV) ROW(MOVZX) ROW(MOVSX) ROW(MOVSXD) ROW(LEA) ROW(BSWAP) ROW(NOP) ROW(JMP)
+    ROW(ADD) ROW(OR) ROW(ADC) ROW(SBB) ROW(AND) ROW(SUB) ROW(XOR) ROW(CMP) ROW(TEST) ROW(INC) ROW(DEC) ROW(NOT) ROW(NEG)
+    ROW(ROL) ROW(ROR) ROW(RCL) ROW(RCR) ROW(SHL) ROW(SHR) ROW(SAR) ROW(SHLD) ROW(SHRD)
+    ROW(BSF) ROW(BSR) ROW(TZCNT) ROW(LZCNT) ROW(POPCNT) ROW(BT) ROW(BTS) ROW(BTR) ROW(BTC)
+    ROW(ANDN) ROW(BZHI) ROW(BEXTR) ROW(SHLX) ROW(SARX) ROW(SHRX) ROW(RORX) ROW(BLSR) ROW(BLSI) ROW(BLSMSK)
+    COND(O) COND(NO) COND(B) COND(NB) COND(Z) COND(NZ) COND(BE) COND(NBE)
+    COND(S) COND(NS) COND(P) COND(NP) COND(L) COND(NL) COND(LE) COND(NLE)
+    [OP_PUSH] = PUSH, [OP_CALL] = PUSH, [OP_POP] = POP, [OP_RET] = POP,
+};
+/* clang-format on */
+#undef ROW
+#undef COND
+
 static enum effect effect_of(const struct insn *in)
 {
+    const enum effect effect = effects[in->op];
+
     if (in->native)
         return VECTOR;
-    switch (in->op) {
-    case OP_MOV:
-    case OP_MOVZX:
-    case OP_MOVSX:
-    case OP_MOVSXD:
-    case OP_LEA:
-    case OP_BSWAP:
-    case OP_NOP:
-    case OP_ADD:
-    case OP_OR:
-    case OP_ADC:
-    case OP_SBB:
-    case OP_AND:
-    case OP_SUB:
-    case OP_XOR:
-    case OP_CMP:
-    case OP_TEST:
-    case OP_INC:
-    case OP_DEC:
-    case OP_NOT:
-    case OP_NEG:
-    case OP_ROL:
-    case OP_ROR:
-    case OP_RCL:
-    case OP_RCR:
-    case OP_SHL:
-    case OP_SHR:
-    case OP_SAR:
-    case OP_SHLD:
-    case OP_SHRD:
-    case OP_BSF:
-    case OP_BSR:
-    case OP_TZCNT:
-    case OP_LZCNT:
-    case OP_POPCNT:
-    case OP_BT:
-    case OP_BTS:
-    case OP_BTR:
-    case OP_BTC:
-    case OP_ANDN:
-    case OP_BZHI:
-    case OP_BEXTR:
-    case OP_SHLX:
-    case OP_SARX:
-    case OP_SHRX:
-    case OP_RORX:
-    case OP_BLSR:
-    case OP_BLSI:
-    case OP_BLSMSK:
-#define CC(name)       \
-    case OP_SET##name: \
-    case OP_CMOV##name:
-        CC(O)
-        CC(NO)
-        CC(B)
-        CC(NB)
-        CC(Z) CC(NZ) CC(BE) CC(NBE) CC(S) CC(NS) CC(P) CC(NP) CC(L) CC(NL) CC(LE) CC(NLE)
-#undef CC
-#define CC(name) case OP_J##name:
-            CC(O) CC(NO) CC(B) CC(NB) CC(Z) CC(NZ) CC(BE) CC(NBE) CC(S) CC(NS) CC(P) CC(NP) CC(L) CC(NL) CC(LE) CC(NLE)
-#undef CC
-                case OP_JMP : return EXPLICIT;
-    case OP_IMUL:
+    if (in->op == OP_IMUL)
         return in->nops > 1 ? EXPLICIT : UNKNOWN;
-    case OP_PUSH:
-    case OP_CALL:
-        return in->opsize == 2 || in->aux == 1 ? UNKNOWN : PUSH;
-    case OP_POP:
-    case OP_RET:
-        return in->opsize == 2 || in->aux == 1 ? UNKNOWN : POP;
-    default:
-        return UNKNOWN;
-    }
+    if (effect == PUSH || effect == POP)
+        return in->opsize == 2 || in->aux == 1 ? UNKNOWN : effect;
+    return effect;
 }
 
 static bool is_reg8(const struct insn *in, unsigned n)
