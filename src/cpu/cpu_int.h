@@ -87,12 +87,12 @@ struct access_view {
 };
 
 struct cpu {
-    struct cpu_state s; /* first: translated code addresses it */
+    struct cpu_state s;         /* first: translated code addresses it */
     _Atomic uint32_t attention; /* an engine may read salt with it, as one word */
     uint32_t salt;              /* engine-private */
-    uint64_t tlb_tag;     /* low 12 bits of the tags that match now; TLB_TAG_SLOW matches nothing */
-    uint64_t flat;        /* flat.h: the table of the current access mode; used only where flatu is there */
-    uint64_t exec_gen[2]; /* lower and upper half: changes whenever a page there may show other code */
+    uint64_t tlb_tag;           /* low 12 bits of the tags that match now; TLB_TAG_SLOW matches nothing */
+    uint64_t flat;              /* flat.h: the table of the current access mode; used only where flatu is there */
+    uint64_t exec_gen[2];       /* lower and upper half: changes whenever a page there may show other code */
     struct flat_unit *flatu;
     struct tlb_entry *tlb;       /* direct mapped by page number, of the current access mode (mem.h) */
     struct access_view view[2];  /* AC = 0, AC = 1; kept while CPL is not 3 */
@@ -125,6 +125,7 @@ struct cpu {
     bool step_taken;              /* debug.c: an event was delivered or TF was cleared: no single-step trap after it */
     const struct insn *task_insn; /* far.c: the instruction that switches tasks, for the exit's length; NULL: a gate */
     bool rf_before;               /* debug.c: RFLAGS.RF was 1 before the instruction: it is cleared after it */
+    _Alignas(64) uint8_t bounce[128]; /* an engine's: both ends of a read over two pages */
 };
 
 #define CPU_SPAN ((sizeof(struct cpu) + 4095) & ~4095ull) /* bytes of its file */

@@ -179,6 +179,57 @@ static void emit_neighbours(struct jit *j, struct emit *e, bool write)
     e1(e, 0xc3);
 }
 
+static void emit_bounce_word(struct emit *e, uint8_t page)
+{
+    e_pext(e, H_RAX, page, rm_cpu(CPU_HOT(HOT_MASK)));
+    e_lea(e, H_RAX, (struct rm){.mem = true, .reg = H_RAX, .index = H_RAX});
+    e_mov_load(e, H_RAX,
+               (struct rm){.mem = true, .reg = H_R15, .index = H_RAX, .scale = 3, .disp = CPU_SPAN - FLAT_BASE});
+    e_test_reg(e, H_RAX);
+}
+
+/* 64 bytes from the page's edge rdx on, or before it (from = -64), by the page's word in rax */
+static void emit_bounce_copy(struct emit *e, int32_t from)
+{
+    for (int32_t i = 0; i < 64; i += 8) {
+        e_mov_load(e, T1, (struct rm){.mem = true, .reg = H_RDX, .index = H_RAX, .disp = from + i - 1});
+        e_mov_store(e, rm_cpu(CPU(bounce) + 64 + from + i), T1);
+    }
+}
+
+/* T0 = linear address of a read of at most 64 bytes over two pages. Both pages are there: T0 = host address of a copy
+ * with the same low 6 bits, rcx = 0. Else rcx is not 0. Flags are lost. A host fault inside leads to bounce_end. */
+static void emit_bounce(struct jit *j, struct emit *e)
+{
+    uint8_t *none[2];
+
+    j->bounce = e->w - j->rw;
+    e_push(e, H_RAX);
+    e_push(e, H_RDX);
+    e_lea(e, H_RDX, rm_mem(T0, 64));
+    e_op(e, EF_W, 0, 0x81, 4, rm_reg(H_RDX)); /* and rdx, -4096: where the second page begins */
+    e4(e, (uint32_t)-4096);
+    emit_bounce_word(e, H_RDX);
+    none[0] = e_jcc_later(e, 4);
+    emit_bounce_copy(e, 0);
+    emit_bounce_word(e, T0);
+    none[1] = e_jcc_later(e, 4);
+    emit_bounce_copy(e, -64);
+    e_op(e, EF_W, 0, 0x2b, T0, rm_reg(H_RDX)); /* sub */
+    e_lea(e, T0, (struct rm){.mem = true, .reg = H_R15, .index = T0, .disp = CPU(bounce) + 64});
+    e_mov_imm32(e, T1, 0);
+    e_pop(e, H_RDX);
+    e_pop(e, H_RAX);
+    e1(e, 0xc3);
+    j->bounce_end = e->w - j->rw;
+    e_fix32(e, none[0], e->w);
+    e_fix32(e, none[1], e->w);
+    e_mov_imm32(e, T1, 1);
+    e_pop(e, H_RDX);
+    e_pop(e, H_RAX);
+    e1(e, 0xc3);
+}
+
 void cache_trampolines(struct jit *j)
 {
     struct emit e = {.w = j->rw, .bias = (uint64_t)(j->rx - j->rw)};
@@ -187,6 +238,7 @@ void cache_trampolines(struct jit *j)
     emit_slow(j, &e);
     emit_neighbours(j, &e, false);
     emit_neighbours(j, &e, true);
+    emit_bounce(j, &e);
     j->base = (e.w - j->rw + 63) & ~63u;
     j->used = j->base;
     j->ndesc = 1;

@@ -152,6 +152,10 @@ void page_cover(struct jit_page *p, const struct jit_block *jb)
 {
     const unsigned first = (jb->hva & ~PAGE_MASK) >> 6, last = ((jb->hva & ~PAGE_MASK) + bytes_in_page(jb) - 1) >> 6;
 
+    if (unlikely(!p->hva)) { /* the block died while it was translated */
+        p->stale = true;
+        return;
+    }
     for (unsigned n = first; n <= last; n++) {
         if (p->lines >> n & 1)
             continue;
@@ -863,6 +867,10 @@ static int jit_fault(struct cpu *cpu, int sig, void *siginfo, void *ucontext)
 
     if (off >= j->used)
         return 0;
+    if (off >= j->bounce && off < j->bounce_end) {
+        regs[16] = (greg_t)(j->rx + j->bounce_end);
+        return 1;
+    }
     while (lo < hi) {
         const uint32_t mid = (lo + hi) / 2;
         if (j->site[mid].rip < off)

@@ -138,6 +138,7 @@ struct jit {
     uint32_t used, base;         /* bytes; base: behind the trampolines */
     uint32_t enter, leave, slow; /* trampolines' offsets */
     uint32_t neighbours[2];      /* ... for reading, writing */
+    uint32_t bounce, bounce_end; /* ... and where it gives up */
     struct jit_desc *desc;
     uint32_t ndesc;
     struct jit_site *site;

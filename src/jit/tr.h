@@ -36,6 +36,7 @@ struct tr_stub { /* out of line: ecx = descriptor; jump to slow */
     int32_t hot;      /* ... a word of the cpu */
     struct tr_ea ea;
     uint8_t *back;
+    uint8_t *bounced; /* CROSS: a read of a copy goes on here, T0 is its host address; NULL: it cannot */
     uint8_t *from[8]; /* 32-bit displacements that lead here */
     unsigned nfrom;
     uint8_t *placed;
@@ -99,6 +100,7 @@ struct tr {
     uint8_t member[BLOCK_INSNS][2]; /* number of the group + 1 of the explicit access, of the stack's */
     uint8_t base;                   /* of the access that is emitted, in terms of values */
     int32_t disp;
+    struct tr_stub *crossing;  /* the access's CROSS stub, if it is this instruction's alone */
     struct tr_stub *insn_stub; /* this instruction's slow path, made on demand */
     struct tr_stub stub[TR_STUBS];
     unsigned nstub;

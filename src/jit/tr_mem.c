@@ -182,6 +182,7 @@ static uint8_t check_crossing(struct tr *t, const struct tr_ea *a, unsigned size
     }
     s = tr_stub_new(t, tr_slow(t)->desc);
     s->kind = STUB_CROSS;
+    t->crossing = s;
     s->size = size;
     s->write = write;
     s->ea = *a;
@@ -325,6 +326,8 @@ static struct rm check_predicted(struct tr *t, const struct tr_ea *a, unsigned s
         check_alignment(t, a, align);
     if (!align || g)
         reg = check_crossing(t, &range, size, write);
+    if (g)
+        t->crossing = NULL;
     e_rorx(e, T1, reg, 8);
     e_op(e, EF_W, 0, 0x23, T1, rm_cpu(CPU_HOT(HOT_MASK_ROR))); /* and: the index times 16 */
     s = miss_stub(t, a, g, write, start);
@@ -460,6 +463,7 @@ static struct rm check_hardened(struct tr *t, const struct tr_ea *a, unsigned si
         check_alignment(t, &far, align);
     else
         check_crossing(t, &far, size, write);
+    t->crossing = NULL;
     e_rorx(e, T1, T0, 8);
     e_op(e, EF_W, 0, 0x23, T1, rm_cpu(CPU_HOT(HOT_MASK_ROR)));
     e_mov_load(e, T1, word);
@@ -518,6 +522,7 @@ bool tr_access(struct tr *t, unsigned size, bool write, unsigned align, bool kee
         .base = simple ? in->base : REG_NONE, .size = size, .write = write, .disp = (int32_t)in->disp};
     struct tr_ea a;
 
+    t->crossing = NULL;
     if (!address_ok(in))
         return false;
     a = near_ea(t, in);
@@ -580,7 +585,7 @@ static void cross_flags(struct tr *t, const struct tr_stub *s)
 static void cross(struct tr *t, const struct tr_stub *s)
 {
     struct emit *e = &t->e;
-    uint8_t *inside, *same;
+    uint8_t *inside, *same, *copied = NULL;
 
     if (s->ea.near)
         emit_near(t, &s->ea, T0, 0);
@@ -592,7 +597,16 @@ static void cross(struct tr *t, const struct tr_stub *s)
     inside = e_jcc_later(e, 3); /* not below: its last byte lies in the page of its first */
     call_neighbours(t, s);
     same = e_jrcxz_later(e);
+    if (s->bounced) {
+        e1(e, 0xe8); /* call */
+        e4(e, (uint32_t)((uint64_t)(t->j->rx + t->j->bounce) - (e_here(e) + 4)));
+        copied = e_jrcxz_later(e);
+    }
     tr_slow_exit(t, s->desc);
+    if (copied) {
+        e_fix8(copied, e->w);
+        e_jmp(e, (uint64_t)s->bounced + e->bias);
+    }
     e_fix32(e, inside, e->w);
     e_fix8(same, e->w);
     if (s->back_reg == T1)

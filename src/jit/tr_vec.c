@@ -55,6 +55,8 @@ static bool operand(struct tr *t, const struct native *n)
         return false;
     if (rm.reg != T0 || rm.index != H_NONE || rm.disp)
         e_lea(&t->e, T0, rm);
+    if (t->crossing && !write && n->mem_size <= sizeof(t->j->cpu->bounce) / 2)
+        t->crossing->bounced = t->e.w;
     return true;
 }
 

@@ -201,6 +201,40 @@ static void hot_code_over_a_page_end_sees_where_its_second_page_lies(void **stat
     assert_int_equal(*guest_gpr(g, R_RAX), n * 100 * 0x200 + n / 2 * 100 * 0x300);
 }
 
+/* ecx times: xmm0 += 16 bytes at rbx */
+ASM(over_reads, "pxor %xmm0, %xmm0; 1: movdqu (%rbx), %xmm1; paddb %xmm1, %xmm0; sub $1, %ecx; jnz 1b;"
+                "movq %xmm0, %rax; psrldq $8, %xmm0; movq %xmm0, %rdx; vmcall");
+
+/* ... over the end of a page whose neighbour lies elsewhere in memory */
+static void a_read_over_two_distant_pages_is_translated(void **state)
+{
+    const uint64_t pt = GUEST_DATA, first = GUEST_DATA + 0x2000, second = first + 0x3000, at = 512ull << 20, n = 200;
+    struct guest *g = *state;
+    uint64_t *pte = (uint64_t *)(g->ram + pt), want[2], before;
+
+    ((uint64_t *)(g->ram + GUEST_PD))[256] = pt | 7;
+    pte[0] = first | 7;
+    pte[1] = second | 7;
+    PUT(g, GUEST_CODE, over_reads);
+    guest_w(g, GUEST_CR4, guest_r(g, GUEST_CR4) | CR4_OSFXSR);
+    for (unsigned in_first = 1; in_first < 16; in_first++) {
+        for (unsigned i = 0; i < 16; i++) {
+            const uint8_t v = (uint8_t)(13 * i + in_first);
+
+            g->ram[i < in_first ? first + 0x1000 - in_first + i : second + i - in_first] = v;
+            ((uint8_t *)want)[i] = (uint8_t)(n * v);
+        }
+        *guest_gpr(g, R_RBX) = at + 0x1000 - in_first;
+        *guest_gpr(g, R_RCX) = n;
+        before = counter(g, CC_insns);
+        run_to_vmcall(g, GUEST_CODE);
+        assert_int_equal(*guest_gpr(g, R_RAX), want[0]);
+        assert_int_equal(*guest_gpr(g, R_RDX), want[1]);
+        if (!strcmp(guest_engine(), "jit") && in_first > 1)
+            assert_true(counter(g, CC_insns) - before < n / 4);
+    }
+}
+
 /* 8 MiB of NOPs, twice: more decoded code than the limit. */
 static void decoded_code_is_bounded(void **state)
 {
@@ -391,6 +425,7 @@ int main(void)
         TEST(an_instruction_over_a_page_end_runs_and_changes),
         TEST(hot_code_over_a_page_end_sees_writes_to_both_pages),
         TEST(hot_code_over_a_page_end_sees_where_its_second_page_lies),
+        TEST(a_read_over_two_distant_pages_is_translated),
         TEST(decoded_code_is_bounded),
         TEST(partly_done_instructions_are_exact),
         TEST(what_is_no_instruction_faults),
