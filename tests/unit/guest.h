@@ -233,30 +233,44 @@ static inline const char *guest_engine(void)
     return name ? name : "interp";
 }
 
-static inline void guest_create(struct guest *g, const char *engine)
+/* A processor of g's domain with a VMCS and EPT of its own. */
+static inline void guest_add_cpu(struct guest *g, unsigned id, const char *engine)
 {
     uint64_t basic = 0;
 
-    memset(g, 0, sizeof(*g));
-    g->ram = mmap(NULL, GUEST_RAM, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
-    assert_true(g->ram != MAP_FAILED);
+    g->launched = false;
     g->pages = aligned_alloc(4096, sizeof(*g->pages));
     assert_non_null(g->pages);
     memset(g->pages, 0, sizeof(*g->pages));
-    g->domain = cpu_domain_create();
-    assert_non_null(g->domain);
-    g->cpu = cpu_create(g->domain, 0, engine);
+    g->cpu = cpu_create(g->domain, id, engine);
     assert_non_null(g->cpu);
     assert_int_equal(cpu_rdmsr(MSR_IA32_VMX_BASIC, &basic), 0);
     *(uint32_t *)g->pages->vmxon = *(uint32_t *)g->pages->vmcs = basic & 0x7fffffff;
     assert_int_equal(cpu_vmxon(g->cpu, (hpa_t)g->pages->vmxon), VMX_OK);
     assert_int_equal(cpu_vmclear(g->cpu, (hpa_t)g->pages->vmcs), VMX_OK);
     assert_int_equal(cpu_vmptrld(g->cpu, (hpa_t)g->pages->vmcs), VMX_OK);
-    guest_tables(g);
     guest_ept(g);
     guest_vmcs_controls(g);
     guest_vmcs_host(g);
     guest_vmcs_state(g);
+}
+
+static inline void guest_create(struct guest *g, const char *engine)
+{
+    memset(g, 0, sizeof(*g));
+    g->ram = mmap(NULL, GUEST_RAM, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
+    assert_true(g->ram != MAP_FAILED);
+    g->domain = cpu_domain_create();
+    assert_non_null(g->domain);
+    guest_tables(g);
+    guest_add_cpu(g, 0, engine);
+}
+
+/* A second processor of first's machine; destroy its cpu and free its pages alone. */
+static inline void guest_create_second(struct guest *g, const struct guest *first, const char *engine)
+{
+    *g = *first;
+    guest_add_cpu(g, 1, engine);
 }
 
 static inline void guest_destroy(struct guest *g)

@@ -355,28 +355,6 @@ ASM(reader, "xor %edx, %edx; 1: call *%rbx; cmp %edx, %eax; jb 2f; mov %eax, %ed
             "2: vmcall");
 ASM(patched, ".byte 0x0f, 0x1f, 0; mov $0, %eax; ret"); /* the immediate is aligned: stores are atomic */
 
-static void second_cpu(struct guest *g, struct guest *first)
-{
-    uint64_t basic = 0;
-
-    *g = *first;
-    g->launched = false;
-    g->pages = aligned_alloc(4096, sizeof(*g->pages));
-    assert_non_null(g->pages);
-    memset(g->pages, 0, sizeof(*g->pages));
-    g->cpu = cpu_create(g->domain, 1, guest_engine());
-    assert_non_null(g->cpu);
-    assert_int_equal(cpu_rdmsr(MSR_IA32_VMX_BASIC, &basic), 0);
-    *(uint32_t *)g->pages->vmxon = *(uint32_t *)g->pages->vmcs = basic & 0x7fffffff;
-    assert_int_equal(cpu_vmxon(g->cpu, (hpa_t)g->pages->vmxon), VMX_OK);
-    assert_int_equal(cpu_vmclear(g->cpu, (hpa_t)g->pages->vmcs), VMX_OK);
-    assert_int_equal(cpu_vmptrld(g->cpu, (hpa_t)g->pages->vmcs), VMX_OK);
-    guest_ept(g);
-    guest_vmcs_controls(g);
-    guest_vmcs_host(g);
-    guest_vmcs_state(g);
-}
-
 static void *run_thread(void *guest)
 {
     struct guest *g = guest;
@@ -390,7 +368,7 @@ static void a_vcpu_sees_what_another_writes_into_code(void **state)
     struct guest *g = *state, g2;
     pthread_t thread;
 
-    second_cpu(&g2, g);
+    guest_create_second(&g2, g, guest_engine());
     PUT(g, GUEST_CODE, writer);
     PUT(g, GUEST_CODE + 0x1000, reader);
     PUT(g, at, patched);

@@ -207,28 +207,6 @@ GUEST_FN static uint64_t poke_writer(uint8_t *data, uint64_t n)
     return wrong;
 }
 
-static void second_cpu(struct guest *g, struct guest *first)
-{
-    uint64_t basic = 0;
-
-    *g = *first;
-    g->launched = false;
-    g->pages = aligned_alloc(4096, sizeof(*g->pages));
-    assert_non_null(g->pages);
-    memset(g->pages, 0, sizeof(*g->pages));
-    g->cpu = cpu_create(g->domain, 1, guest_engine());
-    assert_non_null(g->cpu);
-    assert_int_equal(cpu_rdmsr(MSR_IA32_VMX_BASIC, &basic), 0);
-    *(uint32_t *)g->pages->vmxon = *(uint32_t *)g->pages->vmcs = basic & 0x7fffffff;
-    assert_int_equal(cpu_vmxon(g->cpu, (hpa_t)g->pages->vmxon), VMX_OK);
-    assert_int_equal(cpu_vmclear(g->cpu, (hpa_t)g->pages->vmcs), VMX_OK);
-    assert_int_equal(cpu_vmptrld(g->cpu, (hpa_t)g->pages->vmcs), VMX_OK);
-    guest_ept(g);
-    guest_vmcs_controls(g);
-    guest_vmcs_host(g);
-    guest_vmcs_state(g);
-}
-
 static void *run_thread(void *guest)
 {
     return (void *)(uintptr_t)guest_enter(guest);
@@ -240,7 +218,7 @@ static void a_breakpoint_stands_in_while_another_vcpu_patches(void **state)
     const struct poke *p = (const struct poke *)(g->ram + POKE_DATA);
     pthread_t thread;
 
-    second_cpu(&g2, g);
+    guest_create_second(&g2, g, guest_engine());
     PUT(g, GUEST_CODE + 0x8000, poke_reader);
     PUT(g, POKE_AT, poke_site);
     PUT(g, POKE_BP, poke_trap);
