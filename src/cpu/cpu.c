@@ -10,10 +10,10 @@
 #include <sys/stat.h>
 #include <time.h>
 #include <unistd.h>
-#include "cpu_sys.h"
+#include "sys/cpu_sys.h"
 #include "engine.h"
-#include "mem.h"
-#include "vmx_int.h"
+#include "mem/mem.h"
+#include "vmx/vmx_int.h"
 
 struct cpu *cpu_current_debug;
 

@@ -3,7 +3,7 @@
  * exist in ops.def and, where the host executes them, the host has it (SDM 2A, "CPUID"). */
 #include <cpuid.h>
 #include <string.h>
-#include "cpu_sys.h"
+#include "sys/cpu_sys.h"
 
 enum { REG_EAX, REG_EBX, REG_ECX, REG_EDX };
 
@@ -19,7 +19,7 @@ enum { FEAT_HOST_ROWS, FEAT_OWN_ROWS, FEAT_OWN, FEAT_HOST }; /* features.def, co
 
 static const uint16_t features_of_rows[] = {
 #define OP(mnemonic, interp, trans, rd, must, may, undef, attrs, feature) FEAT_##feature,
-#include "ops.def"
+#include "insn/ops.def"
 #undef OP
 };
 

@@ -2,9 +2,9 @@
  * state.c: the register file: reset, comparison, save and restore, derived fields. */
 #include <stdio.h>
 #include <string.h>
-#include "insn.h"
-#include "mem.h"
-#include "vmx_int.h"
+#include "insn/insn.h"
+#include "mem/mem.h"
+#include "vmx/vmx_int.h"
 
 struct cpu_state *cpu_state(struct cpu *cpu)
 {

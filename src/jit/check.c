@@ -3,7 +3,7 @@
  * same state, translated, and compares registers, flags, vector state and the memory that was written. Stops the
  * process at the first difference. For one vCPU: others would see a block's writes taken back. Blocks that cannot be
  * run twice (strings, I/O, system instructions, writes to code or devices) are run by the interpreter alone. */
-#include "../cpu/fpu.h"
+#include "../cpu/insn/fpu.h"
 #include "jit.h"
 #include <stdio.h>
 #include <stdlib.h>

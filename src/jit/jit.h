@@ -1,5 +1,5 @@
 /* SPDX-License-Identifier: MIT
- * jit.h: the engine "jit": same-ISA translation of decoded blocks (src/cpu/code.h) of 64-bit mode.
+ * jit.h: the engine "jit": same-ISA translation of decoded blocks (src/cpu/run/code.h) of 64-bit mode.
  *
  * What translated code may rely on, and must keep:
  *   rsp         a valid host stack, 16-byte aligned; its top words are scratch
@@ -16,9 +16,9 @@
 #ifndef JIT_JIT_H
 #define JIT_JIT_H
 
-#include "../cpu/code.h"
+#include "../cpu/run/code.h"
 #include "../cpu/engine.h"
-#include "../cpu/flat.h"
+#include "../cpu/mem/flat.h"
 #include "emit.h"
 
 #define JIT_CACHE     (96u << 20) /* bytes of code */

@@ -6,7 +6,7 @@
  * a slow path. Behind each slow path amid a group its range is looked at again (struct jit_held, held_ok() in jit.c);
  * where it does not lie in one page that allows what the group does, the block is left there. Base values are followed
  * through instructions whose effects on general registers are known here; any other ends all groups. */
-#include "../cpu/fpu.h"
+#include "../cpu/insn/fpu.h"
 #include "tr.h"
 
 /* ---- what general registers hold: a value and an offset ---- */

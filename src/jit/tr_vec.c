@@ -2,7 +2,7 @@
  * tr_vec.c: vector and x87 instructions: the guest's own encoding with its general registers renamed and its memory
  * operand at a checked host address (native_recode()). What needs more than that stays with the interpreter's
  * functions: gathers, whole-state saves, FNINIT. */
-#include "../cpu/fpu.h"
+#include "../cpu/insn/fpu.h"
 #include "tr.h"
 
 /* Can be emitted in blocks of this key: control registers allow it, and no bookkeeping is beyond x87_pointers(). */

@@ -10,7 +10,7 @@
 #undef guest_run
 #include "../unit/guest.h"
 #include "../../src/cpu/engine.h"
-#include "../../src/cpu/code.h"
+#include "../../src/cpu/run/code.h"
 #include <stdio.h>
 #include <unistd.h>
 

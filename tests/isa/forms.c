@@ -17,7 +17,7 @@ static void init(void)
 {
     static const uint16_t rows[] = {
 #define OP(mnemonic, interp, trans, rd, must, may, undef, attrs, feature) [ZYDIS_MNEMONIC_##mnemonic] = OP_##mnemonic,
-#include "../../src/cpu/ops.def"
+#include "../../src/cpu/insn/ops.def"
 #undef OP
     };
     static bool ready;

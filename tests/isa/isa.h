@@ -4,8 +4,8 @@
 #ifndef ISA_H
 #define ISA_H
 
-#include "../../src/cpu/fpu.h"
-#include "../../src/cpu/mem.h"
+#include "../../src/cpu/insn/fpu.h"
+#include "../../src/cpu/mem/mem.h"
 #include <Zydis/Zydis.h>
 
 /* The arena: ARENA_PAGES pages at one guest-virtual address; on the host side they are mapped at the same address. Data

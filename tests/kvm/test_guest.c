@@ -286,7 +286,7 @@ static void immediate_exit(void **state)
     assert_exit(vm, KVM_EXIT_IO);
     *((uint8_t *)vm->run + vm->run->io.data_offset) = 0xab;
     vm->run->immediate_exit = 1;
-    assert_int_equal(vm_run(vm), EINTR); /* but the IN is completed */
+    assert_int_equal(vm_run(vm), EINTR);                 /* but the IN is completed */
     assert_int_equal(vm->run->exit_reason, KVM_EXIT_IO); /* of the exit that was finished */
     vm->run->immediate_exit = 0;
     struct kvm_regs regs;

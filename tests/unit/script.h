@@ -6,8 +6,8 @@
 #include "guest.h"
 #include <signal.h>
 #include "../../src/cpu/engine.h"
-#include "../../src/cpu/mem.h"
-#include "../../src/cpu/vmx_unit.h"
+#include "../../src/cpu/mem/mem.h"
+#include "../../src/cpu/vmx/vmx_unit.h"
 
 static int (*script)(struct cpu *); /* what the guest does, until CPU_VMEXIT */
 static unsigned script_runs;

@@ -2,7 +2,7 @@
  * test_core.c: state, CPUID, event delivery, segmentation, debug exceptions and system instructions, by guest code on
  * the raw VMX operations. Code is assembled here; a VMCALL ends each step. */
 #include "guest.h"
-#include "../../src/cpu/insn.h"
+#include "../../src/cpu/insn/insn.h"
 
 #define BLOB(name, text)                       \
     extern const uint8_t name[], name##_end[]; \

@@ -13,7 +13,7 @@
 #include <sys/wait.h>
 #include <unistd.h>
 #include "cpu_int.h"
-#include "host.h"
+#include "host/host.h"
 
 void *cpu_memcpy(void *, const void *, size_t);
 void *cpu_memmove(void *, const void *, size_t);

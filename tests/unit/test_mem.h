@@ -12,8 +12,8 @@
 #include <stdlib.h>
 #include <string.h>
 #include <sys/mman.h>
-#include "mem_int.h"
-#include "vmx_unit.h"
+#include "mem/mem_int.h"
+#include "vmx/vmx_unit.h"
 
 #define RAM_SIZE (8u << 20)
 #define EPT_POOL (1u << 20)

@@ -2,7 +2,7 @@
  * test_mem_access.c: accesses (segments, crossing, host memory that is gone), what flushes drop, code pages and the
  * handshake between threads, MMIO with replay. */
 #include "test_mem.h"
-#include "insn.h"
+#include "insn/insn.h"
 #include <pthread.h>
 #include <unistd.h>
 

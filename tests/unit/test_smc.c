@@ -4,7 +4,7 @@
 #include "guest_code.h"
 #include <pthread.h>
 #include <stdio.h>
-#include "../../src/cpu/code.h"
+#include "../../src/cpu/run/code.h"
 
 #define ASM(name, text)                        \
     extern const uint8_t name[], name##_end[]; \

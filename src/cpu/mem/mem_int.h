@@ -1,0 +1,145 @@
+/* SPDX-License-Identifier: MIT
+ * mem_int.h: the inside of the memory unit, shared by mem.c, paging.c, ept.c, tlb.c, epoch.c and emulate.c only.
+ *
+ * Per cpu: the tagged TLB (an array for each access mode), address-space records that own tags, an EPT cache
+ * (guest-physical page -> host page), a paging-structure cache (2 MB of linear space -> its page table), requests from
+ * other threads, the emulation record. All of it belongs to the cpu's thread but for the requests. */
+#ifndef CPU_MEM_INT_H
+#define CPU_MEM_INT_H
+
+#include "mem/mem.h"
+
+#define PHYS_MASK 0x000ffffffffff000ull
+
+/* Which writes may be cached where: a domain-wide filter. Bit index % 64 of slot hash(page) says that a cpu may hold
+ * write entries of pages that hash there; set before the code bit is looked at, cleared by that cpu alone. */
+#define WFILTER_SLOTS 16384u
+
+struct mem_shared {
+    _Atomic uint64_t wfilter[WFILTER_SLOTS];
+    pthread_mutex_t lock;                     /* the list's writers */
+    _Atomic(struct mem_unit *) unit[CPU_MAX]; /* read without a lock; a unit is freed after an epoch wait */
+    _Atomic unsigned nunits;                  /* high-water mark of unit[] */
+    _Atomic(struct cpu *) exclusive;          /* the only cpu that may run guest code, or NULL */
+};
+
+/* An address space: what makes two cached translations comparable. ctl: the control bits that a walk depends on, so a
+ * change of one selects another record instead of trusting a flush. */
+struct space_key {
+    uint64_t eptp, ctl;
+    uint16_t vpid, pcid;
+};
+struct space {
+    struct space_key key;
+    uint32_t generation; /* 1-1023, in bits 11:2 of a tag; 0: the record holds nothing */
+    uint64_t psc_id;     /* tag of its entries in the paging-structure cache; never used again after a flush */
+    uint64_t last_used;
+};
+#define SPACES         32u
+#define GENERATION_MAX 1023u
+
+struct ept_cached {
+    uint64_t gpa; /* page, or ~0 */
+    hva_t hva;    /* page */
+    uint64_t generation;
+    uint32_t perms;
+};
+#define EPT_CACHE 1024u
+
+struct psc_entry {
+    uint64_t id, prefix; /* space's psc_id, gva >> 21 */
+    hva_t table;
+    gpa_t table_gpa;
+    uint32_t perms; /* WPERM_*: of the levels above, combined */
+    bool writable;  /* A/D bits may be set through table */
+};
+#define PSC_ENTRIES 128u
+
+#define REQUESTS 16u
+struct mem_requests { /* from other threads, under its spin lock */
+    _Atomic uint32_t lock;
+    unsigned npages;
+    bool all;             /* every translation */
+    bool writes;          /* every write entry: more pages than fit */
+    hva_t page[REQUESTS]; /* write entries of these host pages */
+};
+
+struct mem_unit {
+    struct cpu *cpu;
+    unsigned index;           /* in mem_shared.unit[] */
+    struct tlb_entry *arrays; /* [AM_COUNT][TLB_ARRAY] */
+    struct space *space;      /* the current one */
+    struct space spaces[SPACES];
+    uint32_t generations; /* handed out since the arrays were wiped */
+    uint64_t clock;       /* psc ids and least use */
+    /* taken from the VMCS and control registers by tlb_select() */
+    uint64_t eptp; /* 0: no EPT, physical addresses are host addresses */
+    bool ept_ad;
+    bool slow;     /* breakpoints or alignment checks: cpu->tlb_tag matches nothing */
+    uint64_t rsvd; /* reserved in every 64-bit paging-structure entry */
+    unsigned maxphyaddr;
+    uint64_t ept_generation;
+    struct ept_cached ept[EPT_CACHE];
+    struct psc_entry psc[PSC_ENTRIES];
+    /* linear 2 MB regions with entries from large pages: INVLPG has to look for them */
+    uint64_t large[64];
+    uint64_t huge; /* the same for 1 GB pages */
+    struct mem_requests req;
+    _Atomic bool waiting;  /* at an instruction boundary, waiting for others in mem_protect_host_page() */
+    struct emul_ctx *emul; /* allocated at the first cpu_emulate() */
+};
+
+#define TLB_ARRAY (TLB_ENTRIES + ITLB_ENTRIES)
+
+static inline unsigned wfilter_slot(hva_t page)
+{
+    return (uint32_t)(((page >> PAGE_SHIFT) * 0x9e3779b97f4a7c15ull) >> 50) & (WFILTER_SLOTS - 1);
+}
+
+/* ---- ept.c ---- */
+struct ept_fault {
+    uint32_t reason; /* EXIT_REASON_EPT_VIOLATION or _MISCONFIG */
+    uint32_t ent;    /* EPTQ_ENT_*: what the entries allow */
+};
+/* Host page of a guest-physical page for all of acc; *perms what else may be cached. 0, or -1 with *fault. */
+int ept_translate(struct mem_unit *, gpa_t, unsigned acc, hva_t *page, unsigned *perms, struct ept_fault *);
+
+/* ---- paging.c ---- */
+#define WALK_NO_AD 1u /* no accessed or dirty bits (KVM_TRANSLATE) */
+#define WALK_QUIET 2u /* record no exit, raise no exception: *error tells */
+#define WPERM_U    1u
+#define WPERM_W    2u
+#define WPERM_NX   4u
+/* am: the mode whose rights count. CPU_OK: x->hva may be 0 only under emulation (nothing there: x->gpa goes to KVM).
+ * With WALK_QUIET: CPU_FAULT, *error is the #PF error code; CPU_VMEXIT: the EPT lacks the paging structure at x->gpa.
+ */
+int mem_walk(struct cpu *, gva_t, unsigned acc, enum acc_mode am, unsigned flags, struct xlat *, uint32_t *error);
+/* Host memory behind a mapped guest page is gone: an exit that makes KVM look, or a #PF exit without EPT. */
+int mem_host_gone(struct cpu *, gva_t, gpa_t, unsigned acc, bool translated);
+
+/* ---- tlb.c ---- */
+struct tlb_entry *tlb_slot(struct mem_unit *, gva_t, enum acc_mode, enum tlb_kind);
+/* Cache a translation for what acc asked; returns the host page. *code: a write to a page with decoded code. */
+hva_t tlb_fill(struct cpu *, gva_t, enum acc_mode, const struct xlat *, unsigned acc, bool *code);
+bool tlb_fill_global_exec(struct cpu *, gva_t, enum acc_mode, hva_t *page); /* false: not known as global */
+void tlb_drop_writes(struct mem_unit *, hva_t page); /* write entries of pages that share its filter slot; 0: all */
+void tlb_flush_all(struct mem_unit *);
+void tlb_drop_page(struct mem_unit *, gva_t); /* of every space and mode */
+
+static inline uint64_t tlb_real_tag(const struct mem_unit *m, enum acc_mode am)
+{
+    return (uint64_t)m->space->generation << 2 | am;
+}
+
+/* ---- epoch.c ---- */
+void mem_registry_add(struct mem_unit *);
+void mem_registry_remove(struct mem_unit *);
+
+/* ---- emulate.c ---- */
+int emul_mmio_read(struct cpu *, gpa_t, void *, unsigned size); /* any size inside one page */
+int emul_mmio_write(struct cpu *, gpa_t, const void *, unsigned size);
+int emul_table_read(struct cpu *, gpa_t, void *buf, unsigned size);
+int emul_table_write(struct cpu *, gpa_t, const void *buf, unsigned size);
+void emul_destroy(struct mem_unit *);
+
+#endif

@@ -1,0 +1,109 @@
+/* SPDX-License-Identifier: MIT
+ * vmx_unit.h: the VMX unit of a processor and the layout of a VMCS region. For vmcs.c, vmxon.c, vmx_*.c and
+ * intercept.c. */
+#ifndef CPU_VMX_UNIT_H
+#define CPU_VMX_UNIT_H
+
+#include "mem/mem.h"
+#include "vmx/vmx_int.h"
+
+#define VMCS_REVISION 0x1d0f0001u /* changes with the layout: with any change of vmcs.def */
+#define VMCS_SIZE     4096u
+
+enum { VMCS_CLEAR, VMCS_LAUNCHED };
+
+/* A VMCS region (SDM 3C, "Format of the VMCS Region"). One 64-bit slot a field, in vmcs.def's order, so that looking
+ * one up is an index and the processor's own accesses are plain members: v->GUEST_RIP. Narrow fields keep their upper
+ * bits 0. */
+struct vmcs {
+    uint32_t revision;
+    uint32_t abort;
+    uint32_t launch_state;
+    uint32_t reserved;
+#define VMCS_FIELD(name, encoding, bits, area, access) uint64_t name;
+#include "vmcs.def"
+#undef VMCS_FIELD
+};
+_Static_assert(sizeof(struct vmcs) <= VMCS_SIZE, "a VMCS region is 4 KiB");
+
+/* What a VMWRITE may have made untrue; each group of entry checks names the areas that it looks at. */
+enum vmcs_stale {
+    STALE_CONTROLS = 1u << 0, /* execution, exit and entry controls, addresses, counts */
+    STALE_HOST = 1u << 1,
+    STALE_CR = 1u << 2, /* CR0 CR3 CR4 DR7 and the MSRs */
+    STALE_SEG = 1u << 3,
+    STALE_TABLES = 1u << 4, /* GDTR, IDTR */
+    STALE_RIP = 1u << 5,
+    STALE_RFLAGS = 1u << 6,
+    STALE_NONREG = 1u << 7, /* activity, interruptibility, pending debug exceptions, link pointer */
+    STALE_PDPTE = 1u << 8,
+    STALE_INJECT = 1u << 9, /* entry interruption information: checked at each entry that injects */
+    STALE_NONE = 0,
+    STALE_ALL = 0x3ff
+};
+
+struct vmx_unit {
+    bool on;
+    hpa_t vmxon;
+    struct vmcs *cur; /* NULL: no current VMCS */
+    uint32_t stale;   /* enum vmcs_stale, of the current VMCS */
+    /* copies of the current VMCS's controls, taken by VM entry */
+    uint32_t pin, exec, exec2, exception_bitmap;
+    bool window;                  /* an interrupt or NMI window was asked for */
+    bool mtf_pending;             /* injected "pending MTF VM exit" */
+    uint64_t timer_deadline;      /* host TSC at which the VMX-preemption timer reaches 0 */
+    uint64_t ple_first, ple_last; /* pause-loop exiting: TSC of the loop's first and latest PAUSE */
+    struct vmx_unit *alarm_next;  /* vmx_timer.c */
+    struct cpu *alarm_cpu;
+    _Atomic uint64_t alarm;
+    const char *failed_check; /* text of the entry check that failed last, or NULL */
+};
+
+/* VM entries go through these; a failed one is named in vmx->failed_check and the trace. */
+enum vmx_result vmx_check_controls(struct cpu *);           /* VMX_OK, or VMfailValid with its number */
+int vmx_check_guest(struct cpu *, uint64_t *qualification); /* 0, or -1 */
+int vmx_entry_msr_load(struct cpu *,
+                       uint64_t *qualification); /* 0, or -1: qualification is the entry's number from 1 */
+int vmx_inject(struct cpu *);                    /* CPU_OK or CPU_VMEXIT */
+/* Write exit information and guest state into the VMCS. failed: the entry failed, guest state stays as it was. */
+void vmx_exit_commit(struct cpu *, bool failed_entry);
+int vmx_exit_msr_store(struct cpu *); /* -1: VMX abort */
+
+enum vmx_result vmx_fail(struct cpu *, enum vmx_error); /* VMfail: valid with a current VMCS, else invalid */
+bool vmcs_lookup(uint32_t encoding, unsigned *index);   /* index of the 64-bit slot */
+const char *vmcs_field_name(unsigned index);
+const char *vmx_reason_name(uint32_t reason);
+void vmx_trace_exit_slow(struct cpu *);
+void vmx_trace_entry_slow(struct cpu *, bool launch);
+void vmx_trace_insn_slow(struct cpu *, const char *name, hpa_t operand);
+static inline void vmx_trace_exit(struct cpu *cpu)
+{
+    if (unlikely(cpu_trace_mask & CPU_TRACE_VMCS))
+        vmx_trace_exit_slow(cpu);
+}
+static inline void vmx_trace_entry(struct cpu *cpu, bool launch)
+{
+    if (unlikely(cpu_trace_mask & CPU_TRACE_VMCS))
+        vmx_trace_entry_slow(cpu, launch);
+}
+static inline void vmx_trace_insn(struct cpu *cpu, const char *name, hpa_t operand)
+{
+    if (unlikely(cpu_trace_mask & CPU_TRACE_VMCS))
+        vmx_trace_insn_slow(cpu, name, operand);
+}
+void vmx_trace_failed_check(struct cpu *, const char *text);
+
+int vmx_cap_msr(uint32_t msr, uint64_t *value); /* 0, or -1: not one of VMX's capability MSRs */
+uint32_t vmx_cap_high(uint32_t msr);            /* allowed-1 half */
+uint32_t vmx_cap_low(uint32_t msr);             /* allowed-0 half */
+#define VMX_TIMER_SHIFT 5                       /* the preemption timer counts at TSC >> 5 (IA32_VMX_MISC) */
+
+void vmx_timer_arm(struct cpu *, uint64_t deadline); /* ATT_TIMER no later than this host TSC (vmx_timer.c) */
+void vmx_timer_disarm(struct cpu *);
+
+static inline uint64_t *vmcs_slot(struct vmcs *v, unsigned index)
+{
+    return &(&v->VIRTUAL_PROCESSOR_ID)[index];
+}
+
+#endif
