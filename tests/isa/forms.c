@@ -357,6 +357,14 @@ static bool same_operand(const ZydisDecodedOperand *a, const ZydisDecodedOperand
     }
 }
 
+static bool has_vsib(const struct decoded *d)
+{
+    for (unsigned i = 0; i < d->zi.operand_count; i++)
+        if (d->ops[i].type == ZYDIS_OPERAND_TYPE_MEMORY && d->ops[i].mem.type == ZYDIS_MEMOP_TYPE_VSIB)
+            return true;
+    return false;
+}
+
 unsigned form_in_64(enum cpu_mode mode, const uint8_t *bytes, const struct decoded *d, uint8_t out[15])
 {
     static const uint8_t prefixes[][3] = {{0}, {0x67}, {0x66}, {0x66, 0x67}};
@@ -379,6 +387,8 @@ unsigned form_in_64(enum cpu_mode mode, const uint8_t *bytes, const struct decod
         memset(out + k + n, 0, 15 - n - k);
         if (!form_decode(MODE_64, out, &e) || e.zi.mnemonic != d->zi.mnemonic || e.zi.length != n + k ||
             e.zi.operand_count != d->zi.operand_count || e.zi.operand_width != d->zi.operand_width)
+            continue;
+        if (has_vsib(d) && e.zi.address_width != d->zi.address_width) /* no operand shows it: [xmm1+1234h] */
             continue;
         for (i = 0; i < e.zi.operand_count && same_operand(&e.ops[i], &d->ops[i]); i++)
             ;

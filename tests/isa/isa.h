@@ -14,6 +14,8 @@
 #define ARENA_PAGES 12
 enum arena_page {          /* 16-bit code reaches all of them: below 64 KB */
                   PG_CODE, /* readable, executable */
+                  PG_GAP,  /* elements of a gather lie near the others, never in the code: its bytes differ (form_in_64)
+                            */
                   PG_NONE0,
                   PG_RW0,
                   PG_RW1, /* readable, writable */
