@@ -339,14 +339,20 @@ const char *form_skipped(enum cpu_mode mode, const struct form *f)
 }
 
 /* ---- 16 and 32-bit code on a host that runs only 64-bit code ---- */
+static bool is_flags(const ZydisDecodedOperand *op)
+{
+    return ZydisRegisterGetClass(op->reg.value) == ZYDIS_REGCLASS_FLAGS;
+}
+
 static bool same_operand(const ZydisDecodedOperand *a, const ZydisDecodedOperand *b)
 {
+    if (a->type == ZYDIS_OPERAND_TYPE_REGISTER && b->type == a->type && is_flags(a) && is_flags(b))
+        return true; /* EFLAGS or RFLAGS */
     if (a->type != b->type || a->size != b->size || a->visibility != b->visibility)
         return false;
     switch (a->type) {
     case ZYDIS_OPERAND_TYPE_REGISTER:
-        return a->reg.value == b->reg.value ||
-               ZydisRegisterGetClass(a->reg.value) == ZYDIS_REGCLASS_FLAGS; /* EFLAGS, RFLAGS */
+        return a->reg.value == b->reg.value;
     case ZYDIS_OPERAND_TYPE_MEMORY:
         return a->mem.base == b->mem.base && a->mem.index == b->mem.index && a->mem.scale == b->mem.scale &&
                a->mem.disp.value == b->mem.disp.value;
@@ -386,7 +392,9 @@ unsigned form_in_64(enum cpu_mode mode, const uint8_t *bytes, const struct decod
         memcpy(out + k, rest, n);
         memset(out + k + n, 0, 15 - n - k);
         if (!form_decode(MODE_64, out, &e) || e.zi.mnemonic != d->zi.mnemonic || e.zi.length != n + k ||
-            e.zi.operand_count != d->zi.operand_count || e.zi.operand_width != d->zi.operand_width)
+            e.zi.operand_count != d->zi.operand_count)
+            continue;
+        if (d->zi.encoding == ZYDIS_INSTRUCTION_ENCODING_LEGACY && e.zi.operand_width != d->zi.operand_width)
             continue;
         if (has_vsib(d) && e.zi.address_width != d->zi.address_width) /* no operand shows it: [xmm1+1234h] */
             continue;

@@ -18,7 +18,15 @@ static bool wanted(const struct form *f, const char *prefix, const char *set)
 }
 
 /* Rows of the set that this mode has no case for, and why. */
-static void print_uncovered(enum cpu_mode mode, const char *prefix, const char *set)
+static bool has_form(const struct forms *forms, unsigned row)
+{
+    for (unsigned i = 0; i < forms->n; i++)
+        if (forms->f[i].row == row)
+            return true;
+    return false;
+}
+
+static void print_uncovered(enum cpu_mode mode, const struct forms *forms, const char *prefix, const char *set)
 {
     unsigned n = 0;
 
@@ -29,8 +37,9 @@ static void print_uncovered(enum cpu_mode mode, const char *prefix, const char *
         if (row_cases[row] || !wanted(&f, prefix, set))
             continue;
         if (!why)
-            why =
-                op_rows[row].attrs & A_NO64 && mode == MODE_64 ? "not in 64-bit mode" : "no form decodes in this mode";
+            why = op_rows[row].attrs & A_NO64 && mode == MODE_64 ? "not in 64-bit mode"
+                  : has_form(forms, row) ? "no 64-bit code does the same, and the host runs no other"
+                                         : "no form decodes in this mode";
         printf("  %-18s %s\n", op_rows[row].name, why);
         n++;
     }
@@ -112,7 +121,7 @@ int main(int argc, char **argv)
     for (unsigned i = 0; i < forms.n; i++)
         if (wanted(&forms.f[i], prefix, set) && !row_skipped(forms.f[i].row, mode) && !form_skipped(mode, &forms.f[i]))
             run_form(mode, &forms.f[i], cases_of(&forms, i, n), &total);
-    print_uncovered(mode, prefix, set);
+    print_uncovered(mode, &forms, prefix, set);
     printf("%u forms found, %lu cases, %lu of them faults, %lu differ", forms.n, total.cases, total.faults,
            total.failures);
     if (!host_has_mode(mode))
