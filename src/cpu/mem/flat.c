@@ -453,6 +453,16 @@ void flat_looked_at(struct cpu *cpu, gva_t gva)
     chunk_touch(cpu, likely(cpu->flat == base_of(cpu->flatu, am)) ? am : AM_COUNT, gva);
 }
 
+uint64_t flat_find(struct cpu *cpu, gva_t gva, bool write)
+{
+    const enum acc_mode am = cpu->s.acc_mode;
+
+    if (!cpu->flatu || cpu->flat != base_of(cpu->flatu, am))
+        return 0;
+    chunk_touch(cpu, am, gva);
+    return flat_word(cpu, gva, write);
+}
+
 void flat_fill(struct cpu *cpu, gva_t gva)
 {
     struct flat_unit *f = cpu->flatu;

@@ -30,6 +30,10 @@ static inline uint64_t flat_word(const struct cpu *cpu, gva_t gva, bool write)
     return ((const uint64_t *)(cpu->flat - FLAT_BASE + CPU_SPAN + (gva & FLAT_INDEX_MASK) / 4096 * FLAT_ENTRY))[write];
 }
 
+/* What to add to gva, plus 1, for an access in the current mode; 0: the tables do not know. They reach further than the
+ * tagged TLB does. */
+uint64_t flat_find(struct cpu *, gva_t gva, bool write);
+
 /* The engine keeps a way to gva's page that it guards by exec_gen alone. */
 void flat_note_exec(struct cpu *, gva_t gva);
 void flat_note_room(struct cpu *); /* before exec_gen is read for such a way: its pages can be noted */

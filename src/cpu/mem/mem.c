@@ -3,6 +3,7 @@
  * with decoded code, accesses over two pages, alignment checks, breakpoints, and MMIO under emulation.
  *
  * An access resolves every page that it touches, for all the rights it needs, before it moves a byte. */
+#include "mem/flat.h"
 #include "mem/mem_int.h"
 #include "vmx/vmx_int.h"
 
@@ -343,9 +344,27 @@ int mem_rmw_end(struct cpu *cpu, struct rmw *r)
 
 /* ---- chunks, instruction bytes ---- */
 
+/* Where a chunk begins, for whoever walks through more memory than the tagged TLB holds: the flat tables are asked, and
+ * told. NULL: not plain memory. */
+static int chunk_resolve(struct cpu *cpu, gva_t gva, unsigned acc, void **ptr)
+{
+    const bool write = acc & ACC_WRITE;
+    const uint64_t word = flat_find(cpu, gva, write);
+    struct span sp;
+    int st;
+
+    *ptr = (void *)(gva + word - 1);
+    if (likely(word))
+        return CPU_OK;
+    st = resolve(cpu, gva, 1, acc, &sp);
+    *ptr = st == CPU_OK && !sp.code ? (void *)sp.hva : NULL;
+    if (*ptr && cpu->flatu)
+        flat_fill(cpu, gva);
+    return st;
+}
+
 int mem_chunk(struct cpu *cpu, enum seg_reg seg, gva_t ea, unsigned acc, void **ptr, size_t *len)
 {
-    struct span sp;
     gva_t gva;
     size_t room;
     int st;
@@ -366,12 +385,9 @@ int mem_chunk(struct cpu *cpu, enum seg_reg seg, gva_t ea, unsigned acc, void **
         if (room > (uint64_t)sg->limit - (uint32_t)ea + 1)
             room = (uint64_t)sg->limit - (uint32_t)ea + 1;
     }
-    st = resolve(cpu, gva, 1, acc, &sp);
-    if (st != CPU_OK || !sp.hva || sp.code)
-        return st;
-    *ptr = (void *)sp.hva;
-    *len = room;
-    return CPU_OK;
+    st = chunk_resolve(cpu, gva, acc, ptr);
+    *len = *ptr ? room : 0;
+    return st;
 }
 
 int mem_exec_page_slow(struct cpu *cpu, gva_t gva, hva_t *page)
