@@ -50,6 +50,8 @@ static const struct capability {
     CAP(COALESCED_PIO, 1),
     CAP(DEBUGREGS, 1),
     CAP(DESTROY_MEMORY_REGION_WORKS, 1),
+    CAP_FN(DIRTY_LOG_RING, kvm_dirty_ring_max_size),
+    CAP_FN(DIRTY_LOG_RING_ACQ_REL, kvm_dirty_ring_max_size),
     CAP(DISABLE_QUIRKS, 1),
     CAP(DISABLE_QUIRKS2, KVM_X86_VALID_QUIRKS),
     CAP(ENABLE_CAP, 1),
@@ -238,6 +240,8 @@ static const struct vm_cap {
 } vm_caps[] = {
     {KVM_CAP_MANUAL_DIRTY_LOG_PROTECT2, KVM_DIRTY_LOG_MANUAL_PROTECT_ENABLE | KVM_DIRTY_LOG_INITIALLY_SET,
      set_dirty_log_protect},
+    {KVM_CAP_DIRTY_LOG_RING, ~0ull, kvm_vm_ioctl_enable_dirty_log_ring},
+    {KVM_CAP_DIRTY_LOG_RING_ACQ_REL, ~0ull, kvm_vm_ioctl_enable_dirty_log_ring},
     {KVM_CAP_DISABLE_QUIRKS, ~0ull, set_disabled_quirks},
     {KVM_CAP_DISABLE_QUIRKS2, KVM_X86_VALID_QUIRKS, set_disabled_quirks},
     {KVM_CAP_SPLIT_IRQCHIP, ~0ull, set_split_irqchip},

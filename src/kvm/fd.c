@@ -428,6 +428,16 @@ static int map_coalesced_ring(struct kvm *kvm, char *base, size_t len, int prot,
     return mprotect(base + (at - off), PAGE_SIZE, prot);
 }
 
+/* As in Linux: the first or last page in the dirty ring, then shared and not executable. */
+static bool bad_ring_mapping(const struct kvm *kvm, size_t len, int prot, int flags, off_t off)
+{
+    const uint64_t from = KVM_DIRTY_LOG_PAGE_OFFSET, to = from + kvm->dirty_ring_size / PAGE_SIZE;
+    const uint64_t first = (uint64_t)off / PAGE_SIZE, last = ((uint64_t)off + len - 1) / PAGE_SIZE;
+
+    return ((first >= from && first < to) || (last >= from && last < to)) &&
+           ((prot & PROT_EXEC) || (flags & MAP_TYPE) == MAP_PRIVATE);
+}
+
 void *anykvm_mmap(void *addr, size_t len, int prot, int flags, int fd, off_t off)
 {
     struct kvm_file *f = flags & MAP_ANONYMOUS ? NULL : file_get(fd);
@@ -437,6 +447,8 @@ void *anykvm_mmap(void *addr, size_t len, int prot, int flags, int fd, off_t off
         return mmap(addr, len, prot, flags, fd, off);
     if (f->type != FILE_VCPU) {
         errno = ENODEV;
+    } else if (bad_ring_mapping(f->kvm, len, prot, flags, off)) {
+        errno = EINVAL;
     } else {
         p = mmap(addr, len, prot, flags, fd, off);
         if (p != MAP_FAILED && map_coalesced_ring(f->kvm, p, len, prot, flags, off)) {

@@ -103,6 +103,14 @@ void kvm_memslots_free(struct kvm *);
 int kvm_vm_ioctl_get_dirty_log(struct kvm *, const struct kvm_dirty_log *);
 int kvm_vm_ioctl_clear_dirty_log(struct kvm *, const struct kvm_clear_dirty_log *);
 
+/* ---- dirty_ring.c ---- */
+long kvm_dirty_ring_max_size(struct kvm *);
+int kvm_vm_ioctl_enable_dirty_log_ring(struct kvm *, uint64_t size);
+int kvm_vm_ioctl_reset_dirty_pages(struct kvm *);
+int kvm_dirty_ring_alloc(struct kvm_vcpu *, int fd);
+void kvm_dirty_ring_free(struct kvm_vcpu *);
+bool kvm_dirty_ring_soft_full(struct kvm_vcpu *);
+
 /* ---- msr.c ---- */
 unsigned kvm_msr_index_list(const uint32_t **list);
 unsigned kvm_msr_feature_index_list(const uint32_t **list);

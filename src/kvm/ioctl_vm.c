@@ -35,6 +35,11 @@ static long vm_clear_dirty_log(struct ioctl_call *c)
     return kvm_vm_ioctl_clear_dirty_log(c->kvm, c->data);
 }
 
+static long vm_reset_dirty_rings(struct ioctl_call *c)
+{
+    return kvm_vm_ioctl_reset_dirty_pages(c->kvm);
+}
+
 /* Three pages for a real-mode TSS that VMX without "unrestricted guest" needs. */
 static long vm_set_tss_addr(struct ioctl_call *c)
 {
@@ -325,6 +330,7 @@ const struct ioctl_row vm_ioctls[] = {
         KVM_CAP_USER_MEMORY),
     ROW(KVM_GET_DIRTY_LOG, IN, struct kvm_dirty_log, vm_get_dirty_log, CAP_ALWAYS),
     ROW(KVM_CLEAR_DIRTY_LOG, IN, struct kvm_clear_dirty_log, vm_clear_dirty_log, KVM_CAP_MANUAL_DIRTY_LOG_PROTECT2),
+    ROW0(KVM_RESET_DIRTY_RINGS, vm_reset_dirty_rings, KVM_CAP_DIRTY_LOG_RING),
     ROW0(KVM_SET_TSS_ADDR, vm_set_tss_addr, KVM_CAP_SET_TSS_ADDR),
     ROW(KVM_SET_IDENTITY_MAP_ADDR, IN, uint64_t, vm_set_identity_map_addr, KVM_CAP_SET_IDENTITY_MAP_ADDR),
     ROW0(KVM_SET_NR_MMU_PAGES, vm_set_nr_mmu_pages, KVM_CAP_MMU_SHADOW_CACHE_CONTROL),

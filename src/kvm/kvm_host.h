@@ -54,9 +54,13 @@ struct kvm_memory_slot {
     hva_t userspace_addr;
     uint32_t flags; /* KVM_MEM_* */
     uint16_t id, as_id;
-    unsigned long *dirty_bitmap; /* atomic bits; NULL when not logged */
+    unsigned long *dirty_bitmap; /* atomic bits; NULL when not logged, or logged in rings */
     _Atomic uint8_t populate;    /* enum slot_populate (mmu.c): may pages be made in runs? 0: not asked yet */
 };
+static inline bool kvm_slot_dirty_track_enabled(const struct kvm_memory_slot *slot)
+{
+    return slot->flags & KVM_MEM_LOG_DIRTY_PAGES;
+}
 struct kvm_memslots { /* immutable once published; swapped by pointer, freed when no reader of kvm->srcu is left */
     uint64_t generation;
     unsigned used, room;
@@ -96,6 +100,7 @@ enum kvm_request {
     KVM_REQ_HV_STIMER,
     KVM_REQ_VM_DEAD,
     KVM_REQ_MSR_FILTER_CHANGED,
+    KVM_REQ_DIRTY_RING_SOFT_FULL,
     KVM_REQ_COUNT
 };
 void kvm_make_request(int req, struct kvm_vcpu *);  /* no kick */
@@ -116,6 +121,14 @@ struct kvm_queued_exception {
 struct kvm_queued_interrupt {
     bool injected, soft;
     uint8_t nr;
+};
+
+/* dirty_ring.c: indices run on, modulo size they are places */
+struct kvm_dirty_ring {
+    struct kvm_dirty_gfn *gfns; /* of the client too; NULL: dirty pages are in bitmaps */
+    uint32_t size;
+    _Atomic uint32_t dirty_index, reset_index;
+    pthread_mutex_t lock; /* writers */
 };
 
 enum kvm_vcpu_mode { OUTSIDE_GUEST_MODE, IN_GUEST_MODE };
@@ -198,6 +211,7 @@ struct kvm_vcpu {
     uint64_t sigset;
     struct ktimer signal_poll;
     bool launched; /* VMRESUME instead of VMLAUNCH */
+    struct kvm_dirty_ring dirty_ring;
     struct kvm_vcpu_arch arch;
     uint64_t *stat;     /* enum kvm_vcpu_stat, in the file that stats names */
     uint64_t stat_mark; /* TSC at the last change between guest mode, kernel part and sleep */
@@ -400,6 +414,11 @@ void kvm_mmu_uninit_vm(struct kvm *);
 int kvm_tdp_page_fault(struct kvm_vcpu *, gpa_t, uint64_t ept_qualification); /* 1: mapped; 0: MMIO; <0 errno */
 void kvm_mmu_zap_slot(struct kvm *, struct kvm_memory_slot *);                /* drop EPT entries, flush all, wait */
 void kvm_mmu_write_protect_slot(struct kvm *, struct kvm_memory_slot *, const unsigned long *mask);
+/* Up to 64 pages from offset on; true: some was writable, and cpu_drop_host_range() is left to the caller */
+bool kvm_mmu_protect_window(struct kvm *, struct kvm_memory_slot *, uint64_t offset, unsigned long mask);
+/* dirty_ring.c */
+void kvm_dirty_ring_push(struct kvm *, const struct kvm_memory_slot *, uint64_t offset);
+bool kvm_dirty_ring_check_request(struct kvm_vcpu *);
 /* Guest-virtual to guest-physical by the guest's tables (KVM_TRANSLATE, hypercalls): -1 if it faults */
 int kvm_mmu_gva_to_gpa(struct kvm_vcpu *, gva_t, unsigned access, gpa_t *);
 

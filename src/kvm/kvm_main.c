@@ -83,6 +83,7 @@ void kvm_get_kvm(struct kvm *kvm)
 static void vcpu_free(struct kvm_vcpu *vcpu)
 {
     kvm_stat_vcpu_gone(vcpu);
+    kvm_dirty_ring_free(vcpu);
     munmap(vcpu->run, vcpu->run_size);
     pthread_mutex_destroy(&vcpu->mutex);
     free(vcpu);
@@ -323,6 +324,12 @@ static struct kvm_vcpu *vcpu_alloc(struct kvm *kvm, int id, int fd)
         free(vcpu);
         return NULL;
     }
+    if (kvm_dirty_ring_alloc(vcpu, fd)) {
+        munmap(vcpu->run, vcpu->run_size);
+        pthread_mutex_destroy(&vcpu->dirty_ring.lock);
+        free(vcpu);
+        return NULL;
+    }
     pthread_mutex_init(&vcpu->mutex, NULL);
     kvm_msr_vcpu_init(vcpu);
     kvm_stat_vcpu_new(vcpu);
@@ -351,8 +358,9 @@ static int vcpu_publish(struct kvm *kvm, struct kvm_vcpu *vcpu)
 
 static int create_vcpu(struct kvm *kvm, uint32_t id)
 {
+    const size_t ring = kvm->dirty_ring_size, pages = ring ? KVM_DIRTY_LOG_PAGE_OFFSET : KVM_VCPU_MMAP_PAGES;
     struct kvm_vcpu *vcpu;
-    int r, fd = os_memfd("kvm-vcpu", KVM_VCPU_MMAP_PAGES * PAGE_SIZE, true);
+    int r, fd = os_memfd("kvm-vcpu", pages * PAGE_SIZE + ring, true);
 
     if (fd < 0)
         return fd;

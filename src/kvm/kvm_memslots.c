@@ -71,7 +71,11 @@ void mark_page_dirty(struct kvm *kvm, unsigned as_id, gfn_t gfn)
     const uint64_t page = s ? gfn - s->base_gfn : 0;
     const unsigned long bit = 1ul << page % LONG_BITS;
 
-    if (s && s->dirty_bitmap && !(atomic_load(bitmap_word(s, page)) & bit))
+    if (!s || !kvm_slot_dirty_track_enabled(s))
+        return;
+    if (kvm->dirty_ring_size)
+        kvm_dirty_ring_push(kvm, s, page);
+    else if (!(atomic_load(bitmap_word(s, page)) & bit))
         atomic_fetch_or(bitmap_word(s, page), bit);
 }
 
@@ -299,7 +303,7 @@ static struct kvm_memory_slot *slot_new(struct kvm *kvm, const struct kvm_usersp
     s->as_id = (uint16_t)(m->slot >> 16);
     if (same_pages)
         atomic_init(&s->populate, atomic_load(&same_pages->populate));
-    if (m->flags & KVM_MEM_LOG_DIRTY_PAGES) {
+    if (m->flags & KVM_MEM_LOG_DIRTY_PAGES && !kvm->dirty_ring_size) {
         s->dirty_bitmap = same_pages ? same_pages->dirty_bitmap : NULL;
         if (!s->dirty_bitmap) {
             s->dirty_bitmap = calloc(1, bitmap_bytes(s->npages));
@@ -307,7 +311,7 @@ static struct kvm_memory_slot *slot_new(struct kvm *kvm, const struct kvm_usersp
                 memset(s->dirty_bitmap, 0xff, bitmap_bytes(s->npages));
         }
     }
-    if ((m->flags & KVM_MEM_LOG_DIRTY_PAGES) && !s->dirty_bitmap) {
+    if ((m->flags & KVM_MEM_LOG_DIRTY_PAGES) && !s->dirty_bitmap && !kvm->dirty_ring_size) {
         slot_free(s, same_pages);
         return NULL;
     }
@@ -326,7 +330,8 @@ static int change_flags(struct kvm *kvm, struct kvm_memory_slot *old, const stru
     }
     kvm->slot_by_id[new->as_id][new->id] = new;
     publish(kvm, new->as_id, slots);
-    if (new->dirty_bitmap && !old->dirty_bitmap && !kvm->dirty_log_initially_set)
+    if (kvm_slot_dirty_track_enabled(new) && !kvm_slot_dirty_track_enabled(old) &&
+        (kvm->dirty_ring_size || !kvm->dirty_log_initially_set))
         kvm_mmu_write_protect_slot(kvm, new, NULL);
     slot_free(old, new);
     return 0;
@@ -434,6 +439,8 @@ int kvm_vm_ioctl_get_dirty_log(struct kvm *kvm, const struct kvm_dirty_log *log)
 {
     int r;
 
+    if (kvm->dirty_ring_size)
+        return because(-ENXIO, "dirty pages are in rings");
     pthread_mutex_lock(&kvm->slots_lock);
     r = get_dirty_log(kvm, log);
     kvm->stat[VM_STAT_dirty_log_reads]++;
@@ -484,6 +491,8 @@ int kvm_vm_ioctl_clear_dirty_log(struct kvm *kvm, const struct kvm_clear_dirty_l
 {
     int r;
 
+    if (kvm->dirty_ring_size)
+        return because(-ENXIO, "dirty pages are in rings");
     if (log->first_page % LONG_BITS)
         return because(-EINVAL, "first page %llu is not a multiple of 64", (unsigned long long)log->first_page);
     pthread_mutex_lock(&kvm->slots_lock);

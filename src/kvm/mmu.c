@@ -127,11 +127,11 @@ static void act_on(uint64_t *e, enum leaf_action action, bool large)
         __atomic_fetch_and(e, ~EPT_W, __ATOMIC_RELEASE);
 }
 
-/* true: an entry was changed. mask: of the slot's gfns, or NULL for all. */
-static bool for_leaves(struct kvm *kvm, const struct kvm_memory_slot *slot, enum leaf_action action,
-                       const unsigned long *mask)
+/* true: an entry was changed. mask: of the n gfns from start on, or NULL for all. */
+static bool for_leaves(struct kvm *kvm, const struct kvm_memory_slot *slot, gfn_t start, uint64_t n,
+                       enum leaf_action action, const unsigned long *mask)
 {
-    const gfn_t start = slot->base_gfn, end = start + slot->npages;
+    const gfn_t end = start + n;
     bool changed = false;
     gfn_t gfn = start;
 
@@ -164,7 +164,7 @@ void kvm_mmu_zap_slot(struct kvm *kvm, struct kvm_memory_slot *slot)
     bool changed;
 
     pthread_mutex_lock(&kvm->arch.mmu_lock);
-    changed = for_leaves(kvm, slot, LEAF_ZAP, NULL);
+    changed = for_leaves(kvm, slot, slot->base_gfn, slot->npages, LEAF_ZAP, NULL);
     pthread_mutex_unlock(&kvm->arch.mmu_lock);
     kvm_trace(TRACE_MMU, "zap slot %u: gfn %#llx, %llu pages", slot->id, (unsigned long long)slot->base_gfn,
               (unsigned long long)slot->npages);
@@ -177,10 +177,21 @@ void kvm_mmu_write_protect_slot(struct kvm *kvm, struct kvm_memory_slot *slot, c
     bool changed;
 
     pthread_mutex_lock(&kvm->arch.mmu_lock);
-    changed = for_leaves(kvm, slot, LEAF_PROTECT, mask);
+    changed = for_leaves(kvm, slot, slot->base_gfn, slot->npages, LEAF_PROTECT, mask);
     pthread_mutex_unlock(&kvm->arch.mmu_lock);
     if (changed)
         cpu_drop_host_range(kvm->domain, slot->userspace_addr, slot->npages << PAGE_SHIFT, ACC_WRITE);
+}
+
+bool kvm_mmu_protect_window(struct kvm *kvm, struct kvm_memory_slot *slot, uint64_t offset, unsigned long mask)
+{
+    const uint64_t left = slot->npages - offset;
+    bool changed;
+
+    pthread_mutex_lock(&kvm->arch.mmu_lock);
+    changed = for_leaves(kvm, slot, slot->base_gfn + offset, left < 64 ? left : 64, LEAF_PROTECT, &mask);
+    pthread_mutex_unlock(&kvm->arch.mmu_lock);
+    return changed;
 }
 
 /* ---- host memory ---- */
@@ -237,8 +248,9 @@ static int make_pages(struct kvm_memory_slot *slot, gfn_t gfn, bool write, gfn_t
 {
     const hva_t hva = slot->userspace_addr + ((gfn - slot->base_gfn) << PAGE_SHIFT);
     const uint8_t kind = populate_kind(slot);
+    const bool logged = write && kvm_slot_dirty_track_enabled(slot); /* map_run() makes this page alone writable */
 
-    if (kind == POPULATE_RUNS && !(slot->flags & KVM_MEM_READONLY)) {
+    if (kind == POPULATE_RUNS && !(slot->flags & KVM_MEM_READONLY) && !logged) {
         gfn_t start = gfn & ~(gfn_t)(RUN_PAGES - 1), end = start + RUN_PAGES;
 
         start = start < slot->base_gfn ? slot->base_gfn : start;
@@ -267,7 +279,7 @@ static bool large_possible(struct kvm_memory_slot *slot, gfn_t gfn)
     const hva_t hva = slot->userspace_addr + ((start - slot->base_gfn) << PAGE_SHIFT);
     unsigned char resident[LARGE_PAGES];
 
-    if (slot->dirty_bitmap || (slot->flags & KVM_MEM_READONLY) || start < slot->base_gfn ||
+    if (kvm_slot_dirty_track_enabled(slot) || (slot->flags & KVM_MEM_READONLY) || start < slot->base_gfn ||
         start + LARGE_PAGES > slot->base_gfn + slot->npages || hva & (LARGE_PAGES * PAGE_SIZE - 1))
         return false;
     if (mincore((void *)hva, LARGE_PAGES * PAGE_SIZE, resident))
@@ -283,7 +295,7 @@ static bool large_possible(struct kvm_memory_slot *slot, gfn_t gfn)
 static int map_run(struct kvm *kvm, struct kvm_memory_slot *slot, gfn_t gfn, bool write, bool writable, gfn_t first,
                    gfn_t n, bool large)
 {
-    const bool log = slot->dirty_bitmap != NULL, readonly = slot->flags & KVM_MEM_READONLY;
+    const bool log = kvm_slot_dirty_track_enabled(slot), readonly = slot->flags & KVM_MEM_READONLY;
     uint64_t *e = walk(kvm, slot->as_id, gfn, 2, true);
 
     if (!e) /* nothing in these tables is larger than 2 MiB */
@@ -350,7 +362,7 @@ int kvm_tdp_page_fault(struct kvm_vcpu *vcpu, gpa_t gpa, uint64_t qualification)
     slot = gfn_to_memslot(kvm, as_id, gfn);
     if (slot)
         r = fault_in_slot(vcpu, slot, gfn, write);
-    if (r == 1 && write && slot->dirty_bitmap)
+    if (r == 1 && write && kvm_slot_dirty_track_enabled(slot))
         mark_page_dirty(kvm, as_id, gfn);
     srcu_read_unlock(&kvm->srcu, idx);
     kvm_trace(TRACE_MMU, "vcpu %d: EPT violation gpa %#llx qualification %#llx: %d", vcpu->vcpu_id,

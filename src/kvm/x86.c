@@ -260,6 +260,8 @@ static int vcpu_handle_requests(struct kvm_vcpu *vcpu)
 {
     if (kvm_check_request(KVM_REQ_VM_DEAD, vcpu))
         return -EIO;
+    if (kvm_dirty_ring_check_request(vcpu))
+        return 0;
     if (kvm_check_request(KVM_REQ_GLOBAL_CLOCK_UPDATE, vcpu))
         kvm_make_all_cpus_request(vcpu->kvm, KVM_REQ_CLOCK_UPDATE, false);
     if (kvm_check_request(KVM_REQ_CLOCK_UPDATE, vcpu))

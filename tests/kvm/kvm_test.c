@@ -97,6 +97,8 @@ struct vm *vm_new(unsigned flags)
     assert_ok(vm->fd, KVM_SET_TSS_ADDR, 0xfffbd000ul);
     if (flags & VM_IRQCHIP)
         assert_ok(vm->fd, KVM_CREATE_IRQCHIP, 0ul);
+    if (flags & VM_DIRTY_RING)
+        assert_int_equal(vm_enable(vm, KVM_CAP_DIRTY_LOG_RING, PAGE), 0);
     vm->ram_size = 1 << 20;
     vm->ram = mmap(NULL, vm->ram_size, PROT_READ | PROT_WRITE, MAP_SHARED | MAP_ANONYMOUS, -1, 0);
     assert_int_equal(vm_slot(vm, 0, 0, vm->ram_size, vm->ram, 0), 0);
@@ -107,6 +109,25 @@ struct vm *vm_new(unsigned flags)
     assert_ptr_not_equal(vm->run, MAP_FAILED);
     if (flags & VM_CPUID)
         set_supported_cpuid(vm);
+    return vm;
+}
+
+int vm_enable(struct vm *vm, unsigned cap, uint64_t arg)
+{
+    struct kvm_enable_cap c = {.cap = cap, .args = {arg}};
+
+    return err(vm->fd, KVM_ENABLE_CAP, &c);
+}
+
+struct vm vm_vcpu(const struct vm *first, unsigned id)
+{
+    struct vm vm = *first;
+
+    vm.vcpu = kvm->ioctl(vm.fd, KVM_CREATE_VCPU, (unsigned long)id);
+    assert_true(vm.vcpu >= 0);
+    vm.run = kvm->mmap(NULL, vm.run_size, PROT_READ | PROT_WRITE, MAP_SHARED, vm.vcpu, 0);
+    assert_ptr_not_equal(vm.run, MAP_FAILED);
+    set_supported_cpuid(&vm);
     return vm;
 }
 

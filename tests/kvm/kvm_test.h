@@ -43,8 +43,10 @@ int err(int fd, unsigned long request, ...);
 #define assert_ok(fd, request, ...)       assert_int_equal(err(fd, request, __VA_ARGS__), 0)
 #define assert_errno(e, fd, request, ...) assert_int_equal(err(fd, request, __VA_ARGS__), e)
 
-enum { VM_IRQCHIP = 1, VM_CPUID = 2 };
-struct vm *vm_new(unsigned flags); /* 1 MiB of RAM at 0, vCPU 0 */
+enum { VM_IRQCHIP = 1, VM_CPUID = 2, VM_DIRTY_RING = 4 /* of a page */ };
+struct vm *vm_new(unsigned flags);                      /* 1 MiB of RAM at 0, vCPU 0 */
+struct vm vm_vcpu(const struct vm *, unsigned id);      /* one more, with CPUID: the VM as its thread sees it */
+int vm_enable(struct vm *, unsigned cap, uint64_t arg); /* KVM_ENABLE_CAP on the VM: errno */
 void vm_free(struct vm *);
 int vm_slot(struct vm *, unsigned slot, uint64_t gpa, uint64_t size, void *memory, unsigned flags); /* errno */
 void vm_regs(struct vm *, struct kvm_regs *);
