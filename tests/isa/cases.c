@@ -313,6 +313,8 @@ static bool named(const struct form *f, const char *list)
     return strstr(list, name);
 }
 
+/* A small number in a register that the operand's address is made of leads over the 4 GB edge: the limit's #GP in
+ * 32-bit code, but not in its 64-bit twin. */
 static bool addresses_by(const struct decoded *d, int gpr)
 {
     for (unsigned i = 0; i < d->zi.operand_count; i++)
@@ -338,7 +340,7 @@ static void special_operands(enum cpu_mode mode, const struct form *f, const str
     }
     if (named(f, " CLZERO ")) /* its operand is nobody's in Zydis's list */
         g[R_RAX] = rnd_target(mode, 64, !target) - segment_base(mode);
-    if (named(f, " DIV IDIV ") && below(2))
+    if (named(f, " DIV IDIV ") && below(2) && (host_has_mode(mode) || !addresses_by(d, R_RDX)))
         g[R_RDX] = below(2) ? 0 : (uint64_t)((int64_t)g[R_RAX] >> 63);
     if (named(f, " POPF POPFD POPFQ ")) {
         const uint64_t flags = rnd() & ~(F_AC | F_NT | F_ID); /* AC would fault in the host's signal handler */
@@ -352,7 +354,6 @@ static void special_operands(enum cpu_mode mode, const struct form *f, const str
     if (named(f, " ENTER "))
         g[R_RBP] = rnd_target(mode, 64, false) - segment_base(mode);
     if (named(f, " PCMPESTRI PCMPESTRM VPCMPESTRI VPCMPESTRM ") && below(2)) {
-        /* a length that is an address too would lie at the 4 GB edge: a limit's #GP in 32-bit code, not in its twin */
         if (host_has_mode(mode) || !addresses_by(d, R_RAX))
             g[R_RAX] = below(40) - 20;
         if (host_has_mode(mode) || !addresses_by(d, R_RDX))

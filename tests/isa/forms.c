@@ -135,6 +135,11 @@ static void add(const uint8_t *bytes, unsigned n)
     memcpy(f->bytes, bytes, 15);
 }
 
+static bool is_prefix(uint8_t b)
+{
+    return (b & 0xe7) == 0x26 || (b & 0xfc) == 0x64 || b == 0xf0 || b == 0xf2 || b == 0xf3;
+}
+
 static void find_legacy(void)
 {
     static const uint8_t prefixes[][3] = {{0},    {0x66},       {0xf3},       {0xf2},
@@ -148,6 +153,8 @@ static void find_legacy(void)
                         uint8_t b[16] = {0};
                         unsigned n = 0;
 
+                        if (map == 0 && is_prefix(op))
+                            continue;
                         for (unsigned i = 0; prefixes[p][i]; i++)
                             b[n++] = prefixes[p][i];
                         if (rex)
@@ -240,8 +247,8 @@ static void vary_vex(uint8_t *b, bool evex, bool m64)
 
 static void vary_bytes(enum cpu_mode mode, const struct form *f, uint8_t *b)
 {
-    const bool m64 = mode == MODE_64;
-    unsigned modrm = f->len, shift = 0;
+    const bool m64 = mode == MODE_64, wide = mode == MODE_COMPAT16 && !host_has_mode(mode);
+    const unsigned modrm = f->len;
     uint8_t m = f->bytes[f->len];
 
     memcpy(b, f->bytes, 15);
@@ -267,13 +274,12 @@ static void vary_bytes(enum cpu_mode mode, const struct form *f, uint8_t *b)
     b[modrm] = m;
     for (unsigned i = modrm + 1; i < 15; i++)
         b[i] = rnd();
-    /* prefixes that change the address: GS has base 0 here, 67 truncates it */
-    if (!below(8) && f->len < 8) {
-        shift = 1;
+    /* prefixes that change the address: GS has base 0 here, 67 truncates it; 16-bit code has 64-bit twins only with 67
+     */
+    if ((wide || !below(8)) && f->len < 8) {
         memmove(b + 1, b, 14);
-        b[0] = below(2) && mode != MODE_COMPAT16 ? 0x67 : 0x3e;
+        b[0] = wide || (below(2) && mode != MODE_COMPAT16) ? 0x67 : 0x3e;
     }
-    (void)shift;
 }
 
 bool form_vary(enum cpu_mode mode, const struct form *f, uint8_t bytes[15], struct decoded *d)
@@ -393,8 +399,6 @@ unsigned form_in_64(enum cpu_mode mode, const uint8_t *bytes, const struct decod
         memset(out + k + n, 0, 15 - n - k);
         if (!form_decode(MODE_64, out, &e) || e.zi.mnemonic != d->zi.mnemonic || e.zi.length != n + k ||
             e.zi.operand_count != d->zi.operand_count)
-            continue;
-        if (d->zi.encoding == ZYDIS_INSTRUCTION_ENCODING_LEGACY && e.zi.operand_width != d->zi.operand_width)
             continue;
         if (has_vsib(d) && e.zi.address_width != d->zi.address_width) /* no operand shows it: [xmm1+1234h] */
             continue;
