@@ -7,8 +7,7 @@
 #include <sys/mman.h>
 #include <unistd.h>
 
-#define POPULATE (256u << 10)
-_Static_assert(POPULATE >= JIT_BLOCK_MAX && JIT_CACHE % POPULATE == 0, "cache_populate: once a block is enough");
+_Static_assert(JIT_CHUNK >= JIT_BLOCK_MAX && JIT_CACHE % JIT_CHUNK == 0, "cache_populate: once a block is enough");
 #define SLOT_BYTES (JIT_SLOTS * sizeof(struct jit_slot))
 
 int cache_init(struct jit *j)
@@ -48,13 +47,37 @@ int cache_init(struct jit *j)
 }
 
 /* Pages of a file are made one by one, at a fault for each of the two mappings: in runs they cost a fraction. */
+static void populate(struct jit *j, uint32_t at)
+{
+    madvise(j->rw + at, JIT_CHUNK, MADV_POPULATE_WRITE);
+    madvise(j->rx + at, JIT_CHUNK, MADV_POPULATE_READ);
+}
+
 void cache_populate(struct jit *j)
 {
     if (likely(j->used + JIT_BLOCK_MAX <= j->populated) || j->populated == JIT_CACHE)
         return;
-    madvise(j->rw + j->populated, POPULATE, MADV_POPULATE_WRITE);
-    madvise(j->rx + j->populated, POPULATE, MADV_POPULATE_READ);
-    j->populated += POPULATE;
+    populate(j, j->populated);
+    j->populated += JIT_CHUNK;
+}
+
+/* Slow paths have pages of their own: what runs is dense. */
+void cache_cold(struct jit *j, uint32_t size)
+{
+    if (likely(j->cold_end - j->cold >= size))
+        return;
+    j->cold_low -= JIT_CHUNK;
+    j->cold = j->cold_low;
+    j->cold_end = j->cold + JIT_CHUNK;
+    if (j->cold >= j->cold_populated)
+        return;
+    populate(j, j->cold);
+    j->cold_populated = j->cold;
+}
+
+static void cold_reset(struct jit *j)
+{
+    j->cold = j->cold_end = j->cold_low = JIT_CACHE;
 }
 
 static void forget_blocks(struct jit *j)
@@ -84,6 +107,7 @@ void cache_reset(struct jit *j)
     host_fpu_save(j->cpu);
     forget_blocks(j);
     j->used = j->base;
+    cold_reset(j);
     j->ndesc = 1;
     j->nsite = 0;
     j->nslot = SLOT_MASKS + 1;
@@ -241,6 +265,8 @@ void cache_trampolines(struct jit *j)
     emit_bounce(j, &e);
     j->base = (e.w - j->rw + 63) & ~63u;
     j->used = j->base;
+    j->cold_populated = JIT_CACHE;
+    cold_reset(j);
     j->ndesc = 1;
     j->nslot = SLOT_MASKS + 1;
     j->slots[0].word = SLOT_COLD;

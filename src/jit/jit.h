@@ -21,10 +21,11 @@
 #include "../cpu/mem/flat.h"
 #include "emit.h"
 
-#define JIT_CACHE     (96u << 20) /* bytes of code */
-#define JIT_BLOCK_MAX 131072u     /* bytes that one unit can need */
-#define JIT_DESCS     (1u << 21)
-#define JIT_SLOTS     (1u << 20)
+#define JIT_CACHE     (160u << 20) /* bytes of code */
+#define JIT_BLOCK_MAX 131072u      /* bytes that one unit can need, without its stubs */
+#define JIT_CHUNK     (256u << 10) /* what is populated at once; a unit's stubs are less */
+#define JIT_DESCS     (1u << 22)
+#define JIT_SLOTS     (1u << 21)
 #define JIT_HASH      (1u << 18)
 #define JIT_PAGES     (1u << 16)
 #define JIT_HEAT      3u /* times that a block is interpreted before it is translated; $ANYKVM_JIT_HEAT */
@@ -136,6 +137,8 @@ struct jit {
     struct tr *tr; /* the translator's workspace: too large for every thread of a client to have one */
     uint8_t *rw, *rx;
     uint32_t used, base;         /* bytes; base: behind the trampolines */
+    uint32_t cold, cold_end;     /* of the chunk that stubs go to: chunks are taken from the end of the cache ... */
+    uint32_t cold_low;           /* ... down to here */
     uint32_t enter, leave, slow; /* trampolines' offsets */
     uint32_t neighbours[2];      /* ... for reading, writing */
     uint32_t bounce, bounce_end; /* ... and where it gives up */
@@ -150,7 +153,7 @@ struct jit {
     struct jit_block *hash[JIT_HASH];
     struct jit_page *pages[JIT_PAGES];
     struct pool pool; /* of blocks and pages: all of them go at a reset */
-    uint32_t populated;
+    uint32_t populated, cold_populated;
     struct jc_entry *jc;
     uint64_t kills_seen, unverify_seen;
     uint32_t heat;                              /* JIT_HEAT */
@@ -204,14 +207,15 @@ extern const struct engine jit_engine;
 /* cache.c */
 static inline bool cache_full(const struct jit *j) /* no room for the next block for certain */
 {
-    return j->used > JIT_CACHE - JIT_BLOCK_MAX || j->ndesc > JIT_DESCS - 2048 || j->nsite > JIT_DESCS - 2048 ||
-           j->nslot > JIT_SLOTS - 2048 || j->nheld > JIT_DESCS - 8192;
+    return j->used + JIT_BLOCK_MAX + JIT_CHUNK > j->cold_low || j->ndesc > JIT_DESCS - 2048 ||
+           j->nsite > JIT_DESCS - 2048 || j->nslot > JIT_SLOTS - 2048 || j->nheld > JIT_DESCS - 8192;
 }
 int cache_init(struct jit *);
 void cache_destroy(struct jit *);
 void cache_reset(struct jit *);
 void cache_trampolines(struct jit *);
-void cache_populate(struct jit *); /* memory for the next block is there */
+void cache_populate(struct jit *);            /* memory for the next block is there */
+void cache_cold(struct jit *, uint32_t size); /* ... for stubs */
 /* slow_stat.c */
 void slow_stat_add(struct jit *);
 void slow_stat_remove(struct jit *);

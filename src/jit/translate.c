@@ -101,10 +101,17 @@ void tr_slow_exit(struct tr *t, uint32_t desc)
     e_jmp(&t->e, (uint64_t)(t->j->rx + t->j->slow));
 }
 
+#define STUB_BYTES 128u /* none is larger */
+_Static_assert(TR_STUBS *STUB_BYTES <= JIT_CHUNK, "cache_cold: a chunk is enough");
+
+/* Far from what runs: it is not to share lines and pages with them. */
 static void place_stubs(struct tr *t, uint32_t first_site)
 {
+    uint8_t *const hot = t->e.w;
     uint32_t at[TR_STUBS];
 
+    cache_cold(t->j, t->nstub * STUB_BYTES);
+    t->e.w = t->j->rw + t->j->cold;
     for (unsigned i = 0; i < t->nstub; i++) {
         struct tr_stub *s = &t->stub[i];
 
@@ -116,7 +123,11 @@ static void place_stubs(struct tr *t, uint32_t first_site)
             tr_mem_stub(t, s);
         else
             tr_slow_exit(t, s->desc);
+        assert(t->e.w - s->placed <= STUB_BYTES);
     }
+    t->j->translated_bytes += offset(t, t->e.w) - t->j->cold;
+    t->j->cold = offset(t, t->e.w);
+    t->e.w = hot;
     for (uint32_t i = first_site; i < t->j->nsite; i++)
         t->j->site[i].stub = at[t->j->site[i].stub];
 }
@@ -373,6 +384,12 @@ static void fpu_check(struct tr *t)
 
 #define ENTRY_BYTES 10u /* what drop_one() writes */
 
+static void entry_room(struct tr *t)
+{
+    while (t->last_entry && t->e.w < t->last_entry + ENTRY_BYTES)
+        e1(&t->e, 0x90);
+}
+
 /* thunk: the entry is elsewhere (fpu_thunk()), for the block before runs into this one with the vector state live. */
 static void block_head(struct tr *t, bool thunk)
 {
@@ -381,8 +398,7 @@ static void block_head(struct tr *t, bool thunk)
     uint8_t *fail;
 
     if (!thunk) {
-        while (t->last_entry && t->e.w < t->last_entry + ENTRY_BYTES)
-            e1(&t->e, 0x90);
+        entry_room(t);
         if (t->jb->selfcheck)
             tr_self_fail(t, &differs, &fail);
         t->last_entry = t->e.w;
@@ -612,6 +628,7 @@ struct jit_block *jit_translate(struct jit *j, struct block *b, gva_t rip)
     for (unsigned i = 0; i < t->unit.n; i++)
         translate_block(t, i);
     tr_islands(t, true, 0);
+    entry_room(t);
     place_edges(t);
     place_stubs(t, first_site);
     assert(t->e.w - (j->rw + start) < (long)JIT_BLOCK_MAX);

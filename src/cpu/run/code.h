@@ -26,7 +26,7 @@
 #include "run/pool.h"
 
 #define BLOCK_INSNS    32u
-#define CODE_LIMIT     (96ull << 20) /* bytes of blocks and pages; at most about the same again waits to be freed */
+#define CODE_LIMIT     (256ull << 20) /* bytes of blocks and pages; at most about the same again waits to be freed */
 #define CODE_SWEEP     (24ull << 20) /* bytes from which blocks go that an engine with a translator has found cold */
 #define SWEEP_SLOTS    1u            /* slots of the pages' hash that are looked through for each block that is made */
 #define CODE_RETIRE    (2ull << 20)  /* dead bytes that are worth asking the cpus */
