@@ -581,19 +581,21 @@ static bool held_ok(struct jit *j, const struct jit_desc *d)
 
     for (uint32_t n = d->held; n < d->held + d->nheld; n++) {
         const struct jit_held *h = &j->held[n];
-        const gva_t lo = s->gpr[h->base] + (int64_t)h->lo;
-        const bool two_pages = (lo ^ (lo + h->span - 1)) & PAGE_MASK;
+        const gva_t lo = s->gpr[h->base] + (h->index < 16 ? s->gpr[h->index] << h->scale : 0) + (int64_t)h->lo,
+                    last = lo + h->span - 1;
+        bool apart; /* two pages, and not as far from each other as in the host */
         uint64_t word;
 
         flat_looked_at(j->cpu, lo);
-        flat_looked_at(j->cpu, lo + h->span - 1);
+        flat_looked_at(j->cpu, last);
         word = flat_word(j->cpu, lo, h->write);
+        apart = flat_word(j->cpu, last, h->write) != word;
 
-        if (unlikely(two_pages) && ++d->jb->lost == GROUPS_LOST && !d->jb->dead) {
-            __atomic_fetch_or(&d->jb->b->heat, HEAT_NO_GROUPS, __ATOMIC_RELAXED);
+        if (unlikely(apart) && !d->patch && ++d->jb->lost == GROUPS_LOST && !d->jb->dead) {
+            __atomic_fetch_or(&d->jb->b->heat, HEAT_TWO, __ATOMIC_RELAXED);
             block_drop(j, d->jb);
         }
-        if (two_pages || !word || !cpu_canonical(lo))
+        if (apart || !word || !cpu_canonical(lo))
             return false;
         if (h->slot)
             j->slots[h->slot].word = word;
@@ -609,7 +611,8 @@ static uint64_t slow_insn(struct jit *j, const struct jit_desc *d)
     struct cpu_state *s = &cpu->s;
     struct block *b = d->jb->b;
     const struct insn *in = &b->insn[d->index];
-    const uint64_t resume = (uint64_t)(j->rx + d->resume), gen0 = cpu->exec_gen[0], gen1 = cpu->exec_gen[1];
+    const uint64_t gen0 = cpu->exec_gen[0], gen1 = cpu->exec_gen[1];
+    uint64_t resume = (uint64_t)(j->rx + d->resume);
     gva_t gva = 0;
     int st;
 
@@ -632,8 +635,11 @@ static uint64_t slow_insn(struct jit *j, const struct jit_desc *d)
         if (d->jb->dead || gen0 != cpu->exec_gen[0] || gen1 != cpu->exec_gen[1])
             return go_on(j);
         if (unlikely(d->nheld && !held_ok(j, d))) {
-            j->left_amid = true;
-            return go_on(j);
+            if (!d->patch) {
+                j->left_amid = true;
+                return go_on(j);
+            }
+            resume = (uint64_t)(j->rx + d->patch);
         }
         if (d->jb->uses_fpu && !cpu->fpu_live)
             host_fpu_load(cpu);
@@ -826,6 +832,8 @@ int jit_run_alone(struct cpu *cpu, struct block *b)
 
     host_fpu_save(cpu);
     j->alone = true;
+    if (j->translated_blocks & 1) /* both ways */
+        b->heat |= HEAT_TWO;
     if (!(jb = jit_translate(j, b, cpu->s.rip))) {
         cache_reset(j);
         jb = jit_translate(j, b, cpu->s.rip);

@@ -47,7 +47,8 @@ enum desc_kind {
 struct jit_desc {
     struct jit_block *jb;
     uint32_t resume; /* offset in the cache */
-    uint32_t patch;  /* offset of a jump's displacement (CROSS, ENTER: of the guard's number), 0: none */
+    uint32_t patch;  /* offset of a jump's displacement (CROSS, ENTER: of the guard's number), 0: none; INSN: of where
+                        its block's careful form goes on behind it */
     int32_t disp;    /* guest rip minus page address: of the instruction (INSN), of the target (EXIT, POLL) */
     uint16_t index;
     uint8_t kind, size;
@@ -60,7 +61,8 @@ struct jit_held { /* bytes that code behind a slow path accesses without a check
     uint16_t span;
     uint8_t base;
     bool write;
-    uint32_t slot; /* gets the table's word; 0: the stack's hot word */
+    uint8_t index, scale; /* index above 15: none */
+    uint32_t slot;        /* gets the table's word; 0: the stack's hot word */
 };
 
 struct jit_site { /* host instruction that may fault -> its slow path */
@@ -72,8 +74,8 @@ struct jit_slot {  /* the predicted table word of a block's accesses by one base
     uint32_t left; /* misses to the next look at the clock */
     uint32_t since;
 };
-/* slots 1 to 9 hold masks: bits of a page offset that are 0 in its first 1, 2, 4 ... 256 bytes */
-#define SLOT_MASKS  9u
+/* slots 1 to 11 hold masks: bits of a page offset that are 0 in its first 1, 2, 4 ... 1024 bytes */
+#define SLOT_MASKS  11u
 #define SLOT_COLD   0x8000000000000001ull /* in no table: makes a canonical address non-canonical */
 #define SLOT_PERIOD 64u
 #define SLOT_CYCLES 128u /* a miss in fewer cycles, on average: not worth predicting */
@@ -111,9 +113,9 @@ struct jit_block {
     struct jit_block *forwards, *forward_next; /* dead blocks whose entries lead here, a list */
     struct jit_block *page_next;
 };
-#define HEAT_NO_GROUPS 0x80000000u /* of struct block's heat: no merged checks */
-#define GROUPS_LOST    8u
-#define KEY_UPPER      0x80000000u /* translated for the upper half of the address space */
+#define HEAT_TWO    0x80000000u /* of struct block's heat: translated in two forms (tr_group.c) */
+#define GROUPS_LOST 8u
+#define KEY_UPPER   0x80000000u /* translated for the upper half of the address space */
 
 /* Where an indirect branch goes: a cache by the low 16 bits of the address. key: -(rip + (salt << 48)); with it no
  * other rip of the slot gives 0, nor does the right one with attention, which is < 128. */

@@ -23,7 +23,8 @@ enum tr_stub_kind {
     STUB_PLAIN,
     STUB_CROSS,       /* an access of size bytes may cross pages: back where it does not, or where that is no matter */
     STUB_CROSS_FLAGS, /* ... flags are live; T0 is its last byte */
-    STUB_MISS         /* the table's word is not the predicted one */
+    STUB_MISS,        /* the table's word is not the predicted one */
+    STUB_CAREFUL      /* a merged check failed: on in the block's careful form */
 };
 struct tr_stub { /* out of line: ecx = descriptor; jump to slow */
     uint32_t desc;
@@ -32,8 +33,10 @@ struct tr_stub { /* out of line: ecx = descriptor; jump to slow */
     bool write;
     uint8_t back_reg; /* CROSS: T1 is the address again */
     uint16_t slow;    /* MISS: the stub of an empty entry */
-    uint32_t slot;    /* ... its prediction, or */
-    int32_t hot;      /* ... a word of the cpu */
+    bool careful;     /* CROSS, CAREFUL: gives up to the careful form of: */
+    uint8_t block, insn;
+    uint32_t slot; /* ... its prediction, or */
+    int32_t hot;   /* ... a word of the cpu */
     struct tr_ea ea;
     uint8_t *back;
     uint8_t *bounced; /* CROSS: a read of a copy goes on here, T0 is its host address; NULL: it cannot */
@@ -51,13 +54,14 @@ struct tr_values { /* general registers: numbers of unknown values, and offsets 
     uint32_t value[16], next;
     int32_t offset[16];
 };
-struct tr_member { /* an access at a register + disp */
-    uint8_t base, size;
+struct tr_member { /* an access at a register + disp, perhaps + another << scale */
+    uint8_t base, size, index, scale;
     bool write, stack; /* stack: the implicit one of a push or pop */
     int32_t disp;
 };
-struct tr_group { /* accesses that one check lets pass: bytes [lo, hi) from a value */
-    uint32_t value;
+struct tr_group {          /* accesses that one check lets pass: bytes [lo, hi) from a value */
+    uint32_t value, index; /* of the register; of the index register, 0: none */
+    uint8_t scale;
     int32_t lo, hi;
     uint32_t slot; /* what to add to addresses; 0: the stack's hot word */
     uint16_t first, last;
@@ -66,7 +70,8 @@ struct tr_group { /* accesses that one check lets pass: bytes [lo, hi) from a va
     bool checked; /* the check was emitted */
 };
 #define TR_GROUPS     16
-#define TR_GROUP_SPAN 256 /* bytes: a page holds the range of most */
+#define TR_GROUP_SPAN 256  /* bytes: a page holds the range of most */
+#define TR_TWO_SPAN   1024 /* ... where there is a careful form beside it */
 
 #define UNIT_BLOCKS 24u
 #define UNIT_INSNS  192u
@@ -81,7 +86,8 @@ struct tr_edge { /* a 32-bit displacement that leads to a block of the unit */
     bool inner;
 };
 
-#define TR_STUBS 1536
+#define TR_STUBS   2048
+#define INSN_STUBS 8u /* no instruction has more */
 struct tr {
     struct jit *j;
     struct emit e;
@@ -98,10 +104,10 @@ struct tr {
     struct tr_group group[TR_GROUPS];
     unsigned ngroups;
     uint8_t member[BLOCK_INSNS][2]; /* number of the group + 1 of the explicit access, of the stack's */
-    uint8_t base;                   /* of the access that is emitted, in terms of values */
-    int32_t disp;
-    struct tr_stub *crossing;  /* the access's CROSS stub, if it is this instruction's alone */
-    struct tr_stub *insn_stub; /* this instruction's slow path, made on demand */
+    int32_t lo;                     /* of the access that is emitted, in terms of values */
+    struct tr_stub *crossing;       /* the access's CROSS stub, if it is this instruction's alone */
+    struct tr_stub *insn_stub;      /* this instruction's slow path, made on demand */
+    bool careful;                   /* the second form of a block is emitted: no merged checks */
     struct tr_stub stub[TR_STUBS];
     unsigned nstub;
     struct tr_short shorts[64];
@@ -111,8 +117,12 @@ struct tr {
     unsigned cur; /* which of them */
     struct tr_edge edge[4 * UNIT_BLOCKS];
     unsigned nedge;
-    bool falls; /* the block before runs into this one */
-    bool ended; /* control flow never falls out of the last instruction */
+    bool two[UNIT_BLOCKS]; /* they get a careful form */
+    unsigned careful_insns;
+    uint32_t fast_desc[UNIT_BLOCKS][2];
+    uint32_t careful_at[UNIT_BLOCKS][BLOCK_INSNS + 1]; /* offsets of instructions in the careful form */
+    bool falls;                                        /* the block before runs into this one */
+    bool ended;                                        /* control flow never falls out of the last instruction */
 };
 
 typedef bool tr_fn(struct tr *); /* false: not emitted (nothing may have been): the interpreter's function runs it */
@@ -121,7 +131,8 @@ extern tr_fn *const tr_table[OP_COUNT];
 /* ---- translate.c ---- */
 uint32_t tr_desc(struct tr *, enum desc_kind, int32_t disp);
 struct tr_stub *tr_stub_new(struct tr *, uint32_t desc);
-struct tr_stub *tr_slow(struct tr *); /* the current instruction by the interpreter */
+struct tr_stub *tr_slow(struct tr *);                           /* the current instruction by the interpreter */
+uint64_t tr_careful(const struct tr *, const struct tr_stub *); /* where a CAREFUL stub leads */
 void tr_jmp_stub(struct tr *, struct tr_stub *);
 void tr_jcc_stub(struct tr *, unsigned cc, struct tr_stub *);
 void tr_jrcxz_stub(struct tr *, struct tr_stub *); /* rcx == 0; flags untouched */
@@ -157,6 +168,7 @@ void tr_groups_find(struct tr *);
 struct tr_group *tr_group_of(struct tr *, const struct tr_member *);
 void tr_groups_hold(struct tr *, struct jit_desc *); /* values are those behind the instruction by then */
 void tr_groups_stack(struct tr *);                   /* the stack's hot word is written */
+int32_t tr_member_lo(const struct tr_values *, const struct tr_member *);
 void tr_values_step(struct tr_values *, const struct insn *);
 
 /* ---- tr_int.c ---- */

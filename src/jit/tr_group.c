@@ -2,10 +2,15 @@
  * tr_group.c: merged checks. Accesses of a block by one base value (pushes and pops, fields of one object, a frame) are
  * found before it is emitted; the first of them checks the range of all, and the others use what it found.
  *
+ * Streams of memory go over pages now and then, and a range of theirs lies in two. A block whose checks failed like
+ * that a few times is translated in two forms: a check that fails leads to the same instruction of the second, careful
+ * one, which has no merged checks. Then ranges may be larger too.
+ *
  * Why that is right: between two safepoints an entry of the table goes away only by what this cpu does itself, which is
  * a slow path. Behind each slow path amid a group its range is looked at again (struct jit_held, held_ok() in jit.c);
- * where it does not lie in one page that allows what the group does, the block is left there. Base values are followed
- * through instructions whose effects on general registers are known here; any other ends all groups. */
+ * where it does not lie in pages as far from each other as in the host that allow what the group does, the block is
+ * left there, or goes on in its careful form. Base values are followed through instructions whose effects on general
+ * registers are known here; any other ends all groups. */
 #include "../cpu/insn/fpu.h"
 #include "tr.h"
 
@@ -118,10 +123,10 @@ static bool explicit_access(const struct insn *in, struct tr_member *m)
 {
     const struct native *n = in->native;
 
-    if (in->mem == 0xff || in->base >= 16 || in->index < 16 || in->asize != 8 || in->seg == SEG_FS ||
-        in->seg == SEG_GS || in->disp < -0x8000 || in->disp > 0x8000 || (in->pfx & PFX_LOCK))
+    if (in->mem == 0xff || in->base >= 16 || (in->base == R_RSP && in->index < 16) || in->asize != 8 ||
+        in->seg == SEG_FS || in->seg == SEG_GS || in->disp < -0x8000 || in->disp > 0x8000 || (in->pfx & PFX_LOCK))
         return false;
-    *m = (struct tr_member){.base = in->base, .disp = (int32_t)in->disp};
+    *m = (struct tr_member){.base = in->base, .index = in->index, .scale = in->scale, .disp = (int32_t)in->disp};
     if (n) {
         m->size = n->mem_size;
         m->write = n->acc & ACC_WRITE;
@@ -137,8 +142,12 @@ static bool stack_access(const struct insn *in, struct tr_member *m)
 {
     const enum effect effect = effect_of(in);
 
-    *m = (struct tr_member){
-        .base = R_RSP, .disp = effect == PUSH ? -8 : 0, .size = 8, .write = effect == PUSH, .stack = true};
+    *m = (struct tr_member){.base = R_RSP,
+                            .index = REG_NONE,
+                            .disp = effect == PUSH ? -8 : 0,
+                            .size = 8,
+                            .write = effect == PUSH,
+                            .stack = true};
     return effect == PUSH || effect == POP;
 }
 
@@ -150,16 +159,32 @@ static void close_stack(struct tr *t, unsigned but)
             t->group[i].closed = true;
 }
 
+static uint32_t index_value(const struct tr_values *v, const struct tr_member *m)
+{
+    return m->index < 16 ? v->value[m->index] : 0;
+}
+
+/* Where it begins, from the values that its registers hold. */
+int32_t tr_member_lo(const struct tr_values *v, const struct tr_member *m)
+{
+    return v->offset[m->base] + (m->index < 16 ? v->offset[m->index] * (1 << m->scale) : 0) + m->disp;
+}
+
+static bool same_values(const struct tr_group *g, const struct tr_values *v, const struct tr_member *m)
+{
+    return g->value == v->value[m->base] && g->index == index_value(v, m) && (!g->index || g->scale == m->scale);
+}
+
 static void join(struct tr *t, const struct tr_values *v, unsigned i, const struct tr_member *m)
 {
-    const int32_t lo = v->offset[m->base] + m->disp, hi = lo + m->size;
+    const int32_t lo = tr_member_lo(v, m), hi = lo + m->size, span = t->two[t->cur] ? TR_TWO_SPAN : TR_GROUP_SPAN;
     unsigned n;
 
     for (n = 0; n < t->ngroups; n++) {
         struct tr_group *g = &t->group[n];
         const int32_t new_lo = lo < g->lo ? lo : g->lo, new_hi = hi > g->hi ? hi : g->hi;
 
-        if (g->closed || g->value != v->value[m->base] || new_hi - new_lo > TR_GROUP_SPAN)
+        if (g->closed || !same_values(g, v, m) || new_hi - new_lo > span)
             continue;
         g->lo = new_lo;
         g->hi = new_hi;
@@ -174,6 +199,8 @@ static void join(struct tr *t, const struct tr_values *v, unsigned i, const stru
         if (n == TR_GROUPS)
             return;
         t->group[t->ngroups++] = (struct tr_group){.value = v->value[m->base],
+                                                   .index = index_value(v, m),
+                                                   .scale = m->scale,
                                                    .lo = lo,
                                                    .hi = hi,
                                                    .write = m->write,
@@ -194,7 +221,7 @@ void tr_groups_find(struct tr *t)
     memset(t->member, 0, sizeof(t->member));
     values_forget(&v);
     t->values = v;
-    if (t->j->hardened || (t->b->heat & HEAT_NO_GROUPS))
+    if (t->j->hardened || t->careful)
         return;
     for (unsigned i = 0; i < t->b->n; i++) {
         const struct insn *in = &t->b->insn[i];
@@ -218,10 +245,10 @@ void tr_groups_find(struct tr *t)
 struct tr_group *tr_group_of(struct tr *t, const struct tr_member *m)
 {
     const unsigned n = t->member[t->i][m->stack];
-    const int32_t lo = t->values.offset[m->base] + m->disp;
+    const int32_t lo = tr_member_lo(&t->values, m);
     struct tr_group *g = n ? &t->group[n - 1] : NULL;
 
-    if (!g || g->n < 2 || g->value != t->values.value[m->base] || lo < g->lo || lo + m->size > g->hi ||
+    if (!g || g->n < 2 || !same_values(g, &t->values, m) || lo < g->lo || lo + m->size > g->hi ||
         (m->write && !g->write) || (!g->checked && g->last == t->i))
         return NULL;
     return g;
@@ -234,6 +261,16 @@ void tr_groups_stack(struct tr *t)
             t->group[n].checked = false;
 }
 
+/* A register that holds a value, 16: none. */
+static unsigned holder(const struct tr_values *v, uint32_t value)
+{
+    unsigned g = 0;
+
+    while (g < 16 && v->value[g] != value)
+        g++;
+    return g;
+}
+
 /* A slow path of the current instruction resumes behind it: which groups go on there. Called when it is emitted. */
 void tr_groups_hold(struct tr *t, struct jit_desc *d)
 {
@@ -243,17 +280,18 @@ void tr_groups_hold(struct tr *t, struct jit_desc *d)
     d->nheld = 0;
     for (unsigned n = 0; n < t->ngroups; n++) {
         const struct tr_group *g = &t->group[n];
-        unsigned base = 0;
+        const unsigned base = holder(&t->values, g->value), index = g->index ? holder(&t->values, g->index) : REG_NONE;
+        const int32_t scaled = index < 16 ? t->values.offset[index] * (1 << g->scale) : 0;
 
         if (!g->checked || g->last <= t->i)
             continue;
-        while (base < 16 && t->values.value[base] != g->value)
-            base++;
-        if (base == 16) /* no register is left that leads there */
+        if (base == 16 || index == 16) /* no register is left that leads there */
             continue;
-        j->held[j->nheld++] = (struct jit_held){.lo = g->lo - t->values.offset[base],
+        j->held[j->nheld++] = (struct jit_held){.lo = g->lo - t->values.offset[base] - scaled,
                                                 .span = g->hi - g->lo,
                                                 .base = base,
+                                                .index = index,
+                                                .scale = g->scale,
                                                 .write = g->write,
                                                 .slot = g->slot};
         d->nheld++;

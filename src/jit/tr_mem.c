@@ -147,8 +147,28 @@ static uint64_t slot_address(const struct tr *t, uint32_t slot, unsigned offset)
     return (uint64_t)&t->j->slots[slot] + offset;
 }
 
+/* A merged check that fails leads to the block's careful form, where it has one. */
+static void gives_up(const struct tr *t, struct tr_stub *s, bool group)
+{
+    s->careful = group && t->two[t->cur];
+    s->block = t->cur;
+    s->insn = t->i;
+}
+
+static struct tr_stub *slow_or_careful(struct tr *t, bool group)
+{
+    struct tr_stub *s;
+
+    if (!group || !t->two[t->cur])
+        return tr_slow(t);
+    s = tr_stub_new(t, 0);
+    s->kind = STUB_CAREFUL;
+    gives_up(t, s, true);
+    return s;
+}
+
 /* Without flags: T0 is the address of the last byte; in a page's first bytes it is looked at out of line. */
-static void check_crossing_no_flags(struct tr *t, unsigned size, bool write)
+static void check_crossing_no_flags(struct tr *t, unsigned size, bool write, bool group)
 {
     const unsigned bits = 31 - __builtin_clz(round_up2(size));
     struct tr_stub *s;
@@ -157,6 +177,7 @@ static void check_crossing_no_flags(struct tr *t, unsigned size, bool write)
         return;
     s = tr_stub_new(t, tr_slow(t)->desc);
     s->kind = STUB_CROSS_FLAGS;
+    gives_up(t, s, group);
     s->size = size;
     s->write = write;
     e_pext_rip(&t->e, T1, T0, slot_address(t, 1 + bits, offsetof(struct jit_slot, word)));
@@ -165,7 +186,7 @@ static void check_crossing_no_flags(struct tr *t, unsigned size, bool write)
 }
 
 /* The address is aligned, or one in T1 is of its last byte: reg = where to take the page from. */
-static uint8_t check_crossing(struct tr *t, const struct tr_ea *a, unsigned size, bool write)
+static uint8_t check_crossing(struct tr *t, const struct tr_ea *a, unsigned size, bool write, bool group)
 {
     const bool plain_base = a->near && !a->has_word && a->rm.index == H_NONE && !a->rm.disp && a->rm.reg != H_NONE;
     struct emit *e = &t->e;
@@ -182,7 +203,8 @@ static uint8_t check_crossing(struct tr *t, const struct tr_ea *a, unsigned size
     }
     s = tr_stub_new(t, tr_slow(t)->desc);
     s->kind = STUB_CROSS;
-    t->crossing = s;
+    gives_up(t, s, group);
+    t->crossing = group ? NULL : s;
     s->size = size;
     s->write = write;
     s->ea = *a;
@@ -254,7 +276,7 @@ static int32_t stack_word(const struct tr *t)
 static struct tr_stub *miss_stub(struct tr *t, const struct tr_ea *a, const struct tr_group *g, bool write,
                                  const uint8_t *start)
 {
-    struct tr_stub *slow = tr_slow(t), *s = tr_stub_new(t, 0);
+    struct tr_stub *slow = slow_or_careful(t, g), *s = tr_stub_new(t, 0);
 
     s->kind = STUB_MISS;
     s->slow = slow - t->stub;
@@ -305,7 +327,7 @@ static struct tr_ea range_of(const struct tr *t, const struct tr_ea *a, const st
     struct tr_ea range = *a;
 
     if (g) {
-        range.rm.disp += g->lo - (t->values.offset[t->base] + t->disp);
+        range.rm.disp += g->lo - t->lo;
         *size = g->hi - g->lo;
     }
     return range;
@@ -325,9 +347,7 @@ static struct rm check_predicted(struct tr *t, const struct tr_ea *a, unsigned s
     if (align)
         check_alignment(t, a, align);
     if (!align || g)
-        reg = check_crossing(t, &range, size, write);
-    if (g)
-        t->crossing = NULL;
+        reg = check_crossing(t, &range, size, write, g);
     e_rorx(e, T1, reg, 8);
     e_op(e, EF_W, 0, 0x23, T1, rm_cpu(CPU_HOT(HOT_MASK_ROR))); /* and: the index times 16 */
     s = miss_stub(t, a, g, write, start);
@@ -376,7 +396,7 @@ void tr_make_plain(struct jit *j, const struct jit_desc *d)
 }
 
 /* T1 = the table's word, not 0; T0 = the last byte's address. */
-static void check_plain(struct tr *t, const struct tr_ea *a, unsigned size, bool write)
+static void check_plain(struct tr *t, const struct tr_ea *a, unsigned size, bool write, bool group)
 {
     const struct rm word = {.mem = true, .reg = H_R15, .index = T1, .scale = 3, .disp = TABLE(write)};
     struct emit *e = &t->e;
@@ -388,11 +408,11 @@ static void check_plain(struct tr *t, const struct tr_ea *a, unsigned size, bool
         tr_address(t);
     if (!a->near && size > 1)
         e_lea(e, T0, rm_mem(T0, (int32_t)size - 1));
-    check_crossing_no_flags(t, size, write);
+    check_crossing_no_flags(t, size, write, group);
     e_pext(e, T1, T0, rm_cpu(CPU_HOT(HOT_MASK)));
     e_lea(e, T1, (struct rm){.mem = true, .reg = T1, .index = T1});
     e_mov_load(e, T1, word);
-    tr_jrcxz_stub(t, tr_slow(t));
+    tr_jrcxz_stub(t, slow_or_careful(t, group));
 }
 
 /* The group's check where flags are live: its word in memory and in T0. */
@@ -402,7 +422,7 @@ static struct rm lead_plain(struct tr *t, const struct tr_ea *a, struct tr_group
     const struct tr_ea range = range_of(t, a, g, &size);
     const struct tr_stub to = {.slot = g->slot, .hot = g->stack ? stack_word(t) : 0};
 
-    check_plain(t, &range, size, g->write);
+    check_plain(t, &range, size, g->write, true);
     if (g->stack)
         tr_groups_stack(t);
     e_op_slot(t, EF_W, 0x89, T1, &to);
@@ -462,7 +482,7 @@ static struct rm check_hardened(struct tr *t, const struct tr_ea *a, unsigned si
     if (align)
         check_alignment(t, &far, align);
     else
-        check_crossing(t, &far, size, write);
+        check_crossing(t, &far, size, write, false);
     t->crossing = NULL;
     e_rorx(e, T1, T0, 8);
     e_op(e, EF_W, 0, 0x23, T1, rm_cpu(CPU_HOT(HOT_MASK_ROR)));
@@ -496,8 +516,8 @@ static struct rm check(struct tr *t, const struct tr_ea *a, const struct tr_memb
     struct rm rm;
 
     tr_islands(t, false, 80);
-    t->base = m->base;
-    t->disp = m->disp;
+    if (g)
+        t->lo = tr_member_lo(&t->values, m);
     if (g)
         return group_operand(t, a, align, g);
     if (!t->flags_live && t->j->hardened)
@@ -507,7 +527,7 @@ static struct rm check(struct tr *t, const struct tr_ea *a, const struct tr_memb
     tr_islands(t, false, 110);
     if (align)
         check_alignment(t, a, align);
-    check_plain(t, a, align ? 1 : m->size, m->write);
+    check_plain(t, a, align ? 1 : m->size, m->write, false);
     if (t->j->hardened)
         return harden_plain(t, align ? 1 : m->size);
     rm = (struct rm){.mem = true, .reg = T0, .index = T1, .disp = align ? -1 : -(int32_t)m->size};
@@ -517,9 +537,13 @@ static struct rm check(struct tr *t, const struct tr_ea *a, const struct tr_memb
 bool tr_access(struct tr *t, unsigned size, bool write, unsigned align, bool keep_t1, struct rm *rm)
 {
     const struct insn *in = t->in;
-    const bool simple = in->base < 16 && in->index >= 16 && in->asize == 8 && in->seg != SEG_FS && in->seg != SEG_GS;
-    const struct tr_member m = {
-        .base = simple ? in->base : REG_NONE, .size = size, .write = write, .disp = (int32_t)in->disp};
+    const bool simple = in->base < 16 && in->asize == 8 && in->seg != SEG_FS && in->seg != SEG_GS;
+    const struct tr_member m = {.base = simple ? in->base : REG_NONE,
+                                .index = in->index,
+                                .scale = in->scale,
+                                .size = size,
+                                .write = write,
+                                .disp = (int32_t)in->disp};
     struct tr_ea a;
 
     t->crossing = NULL;
@@ -541,7 +565,8 @@ bool tr_mem(struct tr *t, unsigned size, bool write, struct rm *rm)
 struct rm tr_stack(struct tr *t, unsigned guest_reg, int32_t disp, bool write, bool keep_t1)
 {
     const struct tr_ea a = {.rm = rm_mem(tr_host_reg[guest_reg], disp), .near = true, .key = guest_reg};
-    const struct tr_member m = {.base = guest_reg, .size = 8, .write = write, .stack = true, .disp = disp};
+    const struct tr_member m = {
+        .base = guest_reg, .index = REG_NONE, .size = 8, .write = write, .stack = true, .disp = disp};
 
     return check(t, &a, &m, 0, keep_t1);
 }
@@ -567,17 +592,26 @@ static void call_neighbours(struct tr *t, const struct tr_stub *s)
     e4(e, (uint32_t)((uint64_t)(t->j->rx + t->j->neighbours[s->write]) - (e_here(e) + 4)));
 }
 
+static void give_up(struct tr *t, const struct tr_stub *s)
+{
+    if (s->careful)
+        e_jmp(&t->e, tr_careful(t, s));
+    else
+        tr_slow_exit(t, s->desc);
+}
+
 /* T0 is the last byte's address; flags are untouched. */
 static void cross_flags(struct tr *t, const struct tr_stub *s)
 {
     struct emit *e = &t->e;
+    uint8_t *same;
 
     e_lea(e, T0, rm_mem(T0, -(int32_t)s->size + 1));
     call_neighbours(t, s);
     e_lea(e, T0, rm_mem(T0, (int32_t)s->size - 1));
-    e1(e, 0xe3);
-    e1(e, 10);
-    tr_slow_exit(t, s->desc);
+    same = e_jrcxz_later(e);
+    give_up(t, s);
+    e_fix8(same, e->w);
     e_jmp(e, (uint64_t)s->back + e->bias);
 }
 
@@ -602,7 +636,7 @@ static void cross(struct tr *t, const struct tr_stub *s)
         e4(e, (uint32_t)((uint64_t)(t->j->rx + t->j->bounce) - (e_here(e) + 4)));
         copied = e_jrcxz_later(e);
     }
-    tr_slow_exit(t, s->desc);
+    give_up(t, s);
     if (copied) {
         e_fix8(copied, e->w);
         e_jmp(e, (uint64_t)s->bounced + e->bias);
@@ -647,6 +681,8 @@ void tr_mem_stub(struct tr *t, const struct tr_stub *s)
         cross(t, s);
     else if (s->kind == STUB_CROSS_FLAGS)
         cross_flags(t, s);
-    else
+    else if (s->kind == STUB_MISS)
         miss(t, s);
+    else
+        give_up(t, s);
 }

@@ -316,7 +316,7 @@ void tr_goto_next(struct tr *t)
 {
     const unsigned next = t->cur + 1;
 
-    t->falls = !t->j->check && next < t->unit.n && t->unit.b[next]->hva == t->b->hva + t->b->bytes;
+    t->falls = !t->careful && !t->j->check && next < t->unit.n && t->unit.b[next]->hva == t->b->hva + t->b->bytes;
     if (!t->falls)
         tr_goto(t, t->next_off);
 }
@@ -501,6 +501,45 @@ static bool needs_fpu(const struct block *b)
     return false;
 }
 
+static void translate_insns(struct tr *t)
+{
+    flags_liveness(t);
+    tr_groups_find(t);
+    memset(t->slot, 0, sizeof(t->slot));
+    t->off = t->b->hva & ~PAGE_MASK;
+    for (t->i = 0; t->i < t->b->n; t->i++) {
+        t->in = &t->b->insn[t->i];
+        t->next_off = t->off + t->in->len;
+        t->flags_live = t->live[t->i];
+        if (t->careful)
+            t->careful_at[t->cur][t->i] = offset(t, t->e.w);
+        emit_one(t);
+        t->off = t->i + 1 < t->b->n ? t->next_off : t->off;
+    }
+    if (!t->ended) {
+        t->i = t->b->n - 1;
+        tr_goto_next(t);
+    }
+}
+
+/* The block is to have a careful form, and there is room for its stubs. */
+static bool two_forms(const struct tr *t)
+{
+    unsigned insns = t->careful_insns + t->b->n;
+
+    for (unsigned i = t->cur; i < t->unit.n; i++)
+        insns += t->unit.b[i]->n;
+    return t->b->heat & HEAT_TWO && t->nstub + insns * INSN_STUBS <= TR_STUBS;
+}
+
+static bool checks_merged(const struct tr *t)
+{
+    for (unsigned n = 0; n < t->ngroups; n++)
+        if (t->group[n].checked)
+            return true;
+    return false;
+}
+
 static void translate_block(struct tr *t, unsigned n)
 {
     bool thunk;
@@ -510,25 +549,38 @@ static void translate_block(struct tr *t, unsigned n)
     t->b = t->jb->b;
     thunk = t->falls && t->jb->uses_fpu && t->jbs[n - 1]->uses_fpu;
     t->falls = false;
-    flags_liveness(t);
-    tr_groups_find(t);
-    memset(t->slot, 0, sizeof(t->slot));
+    t->two[n] = two_forms(t);
+    t->fast_desc[n][0] = t->j->ndesc;
     t->off = t->b->hva & ~PAGE_MASK;
     t->i = 0;
     t->jb->exit_desc = tr_desc(t, DESC_EXIT, t->off);
     block_head(t, thunk);
-    for (t->i = 0; t->i < t->b->n; t->i++) {
-        t->in = &t->b->insn[t->i];
-        t->next_off = t->off + t->in->len;
-        t->flags_live = t->live[t->i];
-        emit_one(t);
-        t->off = t->i + 1 < t->b->n ? t->next_off : t->off;
-    }
-    if (!t->ended) {
-        t->i = t->b->n - 1;
-        tr_goto_next(t);
-    }
+    translate_insns(t);
     t->jb->thunk = thunk;
+    t->fast_desc[n][1] = t->j->ndesc;
+    t->two[n] &= checks_merged(t);
+    t->careful_insns += t->two[n] ? t->b->n : 0;
+}
+
+uint64_t tr_careful(const struct tr *t, const struct tr_stub *s)
+{
+    return (uint64_t)(t->j->rx + t->careful_at[s->block][s->insn]);
+}
+
+/* The second form of a block, which is entered at any instruction whose merged check failed, and behind slow paths. */
+static void careful_block(struct tr *t, unsigned n)
+{
+    t->cur = n;
+    t->jb = t->jbs[n];
+    t->b = t->jb->b;
+    t->careful = true;
+    translate_insns(t);
+    t->careful = false;
+    t->careful_at[n][t->b->n] = offset(t, t->e.w);
+    for (uint32_t d = t->fast_desc[n][0]; d < t->fast_desc[n][1]; d++)
+        if (t->j->desc[d].kind == DESC_INSN && t->j->desc[d].nheld)
+            t->j->desc[d].patch = t->careful_at[n][t->j->desc[d].index + 1];
+    tr_islands(t, true, 0);
 }
 
 static void place_edges(struct tr *t)
@@ -573,7 +625,7 @@ static bool unit_begin(struct tr *t, struct jit *j, struct block *b, uint32_t ke
     struct unit *u = &t->unit;
 
     memset(t, 0, offsetof(struct tr, stub));
-    t->nstub = t->nshorts = t->nedge = 0;
+    t->nstub = t->nshorts = t->nedge = t->careful_insns = 0;
     t->falls = false;
     t->j = j;
     t->e = (struct emit){.w = j->rw + j->used, .bias = (uint64_t)(j->rx - j->rw)};
@@ -629,6 +681,9 @@ struct jit_block *jit_translate(struct jit *j, struct block *b, gva_t rip)
         translate_block(t, i);
     tr_islands(t, true, 0);
     entry_room(t);
+    for (unsigned i = 0; i < t->unit.n; i++)
+        if (t->two[i])
+            careful_block(t, i);
     place_edges(t);
     place_stubs(t, first_site);
     assert(t->e.w - (j->rw + start) < (long)JIT_BLOCK_MAX);
