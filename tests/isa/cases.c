@@ -2,6 +2,7 @@
  * cases.c: operands for a form: registers, flags, vector state and memory of every kind, with addresses that lie inside
  * pages, cross them, or fault; runs both sides and compares all that an instruction may change. */
 #include "isa.h"
+#include "host_direct.h"
 #include <stdio.h>
 #include <stdlib.h>
 
@@ -576,6 +577,7 @@ static bool place(enum cpu_mode mode, const uint8_t *bytes, const struct decoded
             return false;
     }
     memcpy(host_page(PG_CODE) + at, host_has_mode(mode) ? bytes : other, host_len);
+    host_direct_end(host_page(PG_CODE) + at + host_len);
     memcpy(guest_page(PG_CODE) + at, bytes, guest_len);
     host_rip = host_has_mode(mode) ? before.rip : ARENA + at;
     return true;
@@ -587,6 +589,7 @@ static void run_host(enum cpu_mode mode, const struct decoded *d)
 
     r.rip = host_rip;
     host_repeats = d->zi.meta.branch_type == ZYDIS_BRANCH_TYPE_NONE; /* strings, and gathers */
+    host_direct_ok = (mode == MODE_64 || !host_has_mode(mode)) && host_direct_can(d) ? host_len : 0;
     host_run(host_has_mode(mode) ? mode : MODE_64, &r, &host);
 }
 

@@ -55,6 +55,7 @@ void host_side_apart(void);
 void host_signals_init(void);    /* after the processor's own handlers */
 extern bool host_repeats;        /* RIP that stays means: not done yet */
 extern bool host_free;           /* no trap flag: up to the first fault or INT3 */
+extern unsigned host_direct_ok;  /* not 0: the length of an instruction that host_direct.c can run */
 uint8_t *host_page(unsigned pg); /* writable whatever the instruction may do with the page; NULL if not mapped */
 /* Registers in, one instruction (all steps of a string instruction), registers out. */
 void host_run(enum cpu_mode, const struct regs *in, struct outcome *out);
