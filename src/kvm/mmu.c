@@ -271,23 +271,25 @@ static int make_pages(struct kvm_memory_slot *slot, gfn_t gfn, bool write, gfn_t
     return -EFAULT;
 }
 
-/* A 2 MiB page: the slot has all of it at the same distance, and the host has it all resident (a huge page, or a client
- * that populated its memory). */
-static bool large_possible(struct kvm_memory_slot *slot, gfn_t gfn)
+/* After make_pages: what else of these 2 MiB the host has (memory that the client touched, or a huge page) is mapped by
+ * the same fault: one call here against a fault for each run of pages. True: all of it, at the distance of a 2 MiB
+ * page. A page that the host takes back meanwhile is its own fault later. */
+static bool add_resident(struct kvm_memory_slot *slot, gfn_t gfn, gfn_t *first, gfn_t *n)
 {
-    const gfn_t start = gfn & ~(gfn_t)(LARGE_PAGES - 1);
+    const gfn_t table = gfn & ~(gfn_t)(LARGE_PAGES - 1), last = slot->base_gfn + slot->npages;
+    const gfn_t start = table < slot->base_gfn ? slot->base_gfn : table;
+    const gfn_t end = table + LARGE_PAGES > last ? last : table + LARGE_PAGES;
     const hva_t hva = slot->userspace_addr + ((start - slot->base_gfn) << PAGE_SHIFT);
     unsigned char resident[LARGE_PAGES];
 
-    if (kvm_slot_dirty_track_enabled(slot) || (slot->flags & KVM_MEM_READONLY) || start < slot->base_gfn ||
-        start + LARGE_PAGES > slot->base_gfn + slot->npages || hva & (LARGE_PAGES * PAGE_SIZE - 1))
+    if (kvm_slot_dirty_track_enabled(slot) || (slot->flags & KVM_MEM_READONLY) ||
+        mincore((void *)hva, (end - start) << PAGE_SHIFT, resident))
         return false;
-    if (mincore((void *)hva, LARGE_PAGES * PAGE_SIZE, resident))
-        return false;
-    for (unsigned i = 0; i < LARGE_PAGES; i++)
-        if (!(resident[i] & 1))
-            return false;
-    return true;
+    while (*first > start && resident[*first - 1 - start] & 1)
+        --*first, ++*n;
+    while (*first + *n < end && resident[*first + *n - start] & 1)
+        ++*n;
+    return *n == LARGE_PAGES && !(hva & (LARGE_PAGES * PAGE_SIZE - 1));
 }
 
 /* ---- EPT violations ---- */
@@ -336,7 +338,7 @@ static int fault_in_slot(struct kvm_vcpu *vcpu, struct kvm_memory_slot *slot, gf
     r = make_pages(slot, gfn, write, &first, &n);
     if (r < 0)
         return r;
-    large = r == 1 && large_possible(slot, gfn);
+    large = r == 1 && add_resident(slot, gfn, &first, &n);
     pthread_mutex_lock(&kvm->arch.mmu_lock);
     /* The slot may have gone meanwhile: who takes it away publishes first, then zaps under the lock. */
     if (gfn_to_memslot(kvm, slot->as_id, gfn) == slot)

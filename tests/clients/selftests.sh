@@ -10,6 +10,10 @@ tmp=$(mktemp -d)
 trap 'rm -rf "$tmp"' EXIT
 passed=0 failed=0 skipped=0 wrong=0
 limit=120
+# 512 children start 68 threads each that never sleep: without any KVM that takes 200 to 270 s on 2 processors, where the
+# thread that starts them waits its turn again and again. Longer turns (100 ms) are a matter of the scheduling class.
+rr=
+chrt -r 1 true 2>/dev/null && rr='chrt -r 1'
 
 # The line that says why: an assertion's, a skip's, the last one
 reason() {
@@ -21,9 +25,10 @@ while read -r name class expected why; do
     if [ $# -gt 0 ]; then
         case " $* " in *" $name "*) ;; *) continue ;; esac
     fi
-    start=$(date +%s)
+    start=$(date +%s) with=
+    [ "$name" = hardware_disable_test ] && with=$rr
     if [ -x "$tests/$name" ]; then
-        (cd "$tests/$(dirname "$name")" && timeout -k 5 $limit "$ANYKVM" exec --engine "${ENGINE:-jit}" -- \
+        (cd "$tests/$(dirname "$name")" && timeout -k 5 $limit $with "$ANYKVM" exec --engine "${ENGINE:-jit}" -- \
             "./$(basename "$name")") >"$tmp/out" 2>&1 </dev/null
         status=$?
     else
