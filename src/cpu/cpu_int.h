@@ -216,6 +216,7 @@ void fpu_cpu_reset(struct cpu *); /* fpu.c: power-on reset: x87, SSE and AVX sta
  * replayed the same call is answered from the record. String instructions stop after each element or chunk (CPU_AGAIN):
  * nothing may be committed when a later part of the same call answers CPU_USER. INS probes its memory operand before it
  * reads the port. */
+void emul_remember(struct cpu *, const struct insn *); /* engines: this instruction made the exit that is recorded */
 int emul_pio(struct cpu *, uint16_t port, unsigned size, bool in, void *buf, unsigned count, unsigned *done);
 /* A host fault in a re-encoded guest instruction (native.c): 1 = ours, the context was mended. */
 int native_fault(struct cpu *, int sig, void *siginfo, void *ucontext);

@@ -653,6 +653,8 @@ static uint64_t slow_insn(struct jit *j, const struct jit_desc *d)
         return go_on(j);
     }
     cpu->counters[CC_insns]--;
+    if (st == CPU_VMEXIT)
+        emul_remember(cpu, in);
     if (st == CPU_FAULT && likely(!j->check) && !atomic_load_explicit(&cpu->attention, memory_order_relaxed))
         st = cpu_exception(cpu);
     if (st == CPU_OK)

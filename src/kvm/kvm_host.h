@@ -184,6 +184,8 @@ struct kvm_vcpu_arch {
         gpa_t gpa;
         unsigned len;
     } mmio;
+    gfn_t mmio_gfn; /* << 1 | address space: no slot had it when slots had changed that many times */
+    uint64_t mmio_changes;
     bool user_msr_pending, user_msr_read;
     struct kvm_vcpu_hv hv;
     bool pv_cpuid_enforce; /* KVM_CAP_ENFORCE_PV_FEATURE_CPUID */
@@ -257,6 +259,7 @@ struct kvm {
     pthread_mutex_t lock; /* vCPU creation, irqchip creation, buses */
     pthread_mutex_t slots_lock;
     _Atomic(struct kvm_memslots *) memslots[KVM_ADDRESS_SPACE_NUM];
+    _Atomic uint64_t memslots_changes;                          /* of all address spaces, from 1 on */
     struct kvm_memslots *memslots_spare[KVM_ADDRESS_SPACE_NUM]; /* the array before: room for the next */
     struct kvm_memory_slot **slot_by_id[KVM_ADDRESS_SPACE_NUM]; /* under slots_lock; NULL until there is a slot */
     pthread_mutex_t irq_lock;                                   /* routing, irqfds */

@@ -200,6 +200,7 @@ static void publish(struct kvm *kvm, unsigned as_id, struct kvm_memslots *new)
 {
     struct kvm_memslots *old = atomic_exchange(&kvm->memslots[as_id], new);
 
+    atomic_fetch_add(&kvm->memslots_changes, 1);
     srcu_synchronize(&kvm->srcu);
     free(kvm->memslots_spare[as_id]);
     kvm->memslots_spare[as_id] = old;
@@ -213,6 +214,7 @@ int kvm_memslots_init(struct kvm *kvm)
         struct kvm_memslots *none = slots_alloc(0);
 
         atomic_store(&kvm->memslots[as_id], none);
+        atomic_fetch_add(&kvm->memslots_changes, 1);
         ok &= none != NULL;
     }
     return ok ? 0 : -ENOMEM;

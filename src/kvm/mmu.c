@@ -356,16 +356,23 @@ int kvm_tdp_page_fault(struct kvm_vcpu *vcpu, gpa_t gpa, uint64_t qualification)
     const unsigned as_id = kvm_arch_vcpu_memslots_id(vcpu);
     const bool write = qualification & EPTQ_WRITE;
     struct kvm *kvm = vcpu->kvm;
+    const uint64_t changes = atomic_load(&kvm->memslots_changes);
     struct kvm_memory_slot *slot;
     unsigned idx;
     int r = 0;
 
+    if (vcpu->arch.mmio_gfn == (gfn << 1 | as_id) && vcpu->arch.mmio_changes == changes)
+        return 0; /* a device's page, as Linux's cache of MMIO */
     idx = srcu_read_lock(&kvm->srcu);
     slot = gfn_to_memslot(kvm, as_id, gfn);
-    if (slot)
+    if (slot) {
         r = fault_in_slot(vcpu, slot, gfn, write);
-    if (r == 1 && write && kvm_slot_dirty_track_enabled(slot))
-        mark_page_dirty(kvm, as_id, gfn);
+        if (r == 1 && write && kvm_slot_dirty_track_enabled(slot))
+            mark_page_dirty(kvm, as_id, gfn);
+    } else {
+        vcpu->arch.mmio_gfn = gfn << 1 | as_id;
+        vcpu->arch.mmio_changes = changes;
+    }
     srcu_read_unlock(&kvm->srcu, idx);
     kvm_trace(TRACE_MMU, "vcpu %d: EPT violation gpa %#llx qualification %#llx: %d", vcpu->vcpu_id,
               (unsigned long long)gpa, (unsigned long long)qualification, r);

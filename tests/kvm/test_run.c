@@ -187,6 +187,86 @@ static void moves_through_mmio(void **state)
     vm_destroy(&vm);
 }
 
+/* Moves are done by what the EPT violation left behind, the rest by the whole of emulation: both, and that a changed
+ * entry of the guest's tables is seen without INVLPG, for nothing is cached of an address that met an EPT violation. */
+VM_ASM(long_moves, 64,
+       "mov $0xd0000000, %ebx\n mov $0x1234, %eax\n mov $-1, %rcx\n mov $-1, %rdx\n mov $-1, %rsi\n"
+       "movsbq 1(%rbx), %rcx\n movswl 2(%rbx), %edx\n movzwq 4(%rbx), %rsi\n mov %ah, 6(%rbx)\n mov 7(%rbx), %ah\n"
+       "movl $0x12345678, 12(%rbx)\n movq $-2, 16(%rbx)\n mov %rsp, 24(%rbx)\n mov 32(%rbx), %rsp\n"
+       "mov 0xffe(%rbx), %edi\n movslq 40(%rbx), %r8\n"
+       "movl $0xe0000087, 0x6400\n mov (%rbx), %r9b\n nop\n hlt\n");
+
+static void expect_read(struct vm *vm, uint64_t gpa, unsigned len, uint64_t value)
+{
+    expect_mmio(vm, gpa, len, 0);
+    memcpy(vm->run[0]->mmio.data, &value, len);
+}
+
+static void expect_written(struct vm *vm, uint64_t gpa, unsigned len, uint64_t value)
+{
+    expect_mmio(vm, gpa, len, 1);
+    assert_memory_equal(vm->run[0]->mmio.data, &value, len);
+}
+
+static void moves_of_all_kinds(void **state)
+{
+    struct kvm_guest_debug step = {.control = KVM_GUESTDBG_ENABLE | KVM_GUESTDBG_SINGLESTEP};
+    struct vm vm = long_vm();
+    struct kvm_regs regs;
+    uint64_t rip;
+
+    vm_load(&vm, long_moves);
+    vm_start_long(&vm, 0);
+    expect_read(&vm, MMIO + 1, 1, 0x80);
+    expect_read(&vm, MMIO + 2, 2, 0x8001);
+    expect_read(&vm, MMIO + 4, 2, 0x8002);
+    expect_written(&vm, MMIO + 6, 1, 0x12);
+    expect_read(&vm, MMIO + 7, 1, 0x77);
+    expect_written(&vm, MMIO + 12, 4, 0x12345678);
+    expect_written(&vm, MMIO + 16, 8, -2ull);
+    expect_written(&vm, MMIO + 24, 8, VM_STACK);
+    expect_read(&vm, MMIO + 32, 8, 0x7000);
+    expect_read(&vm, MMIO + 0xffe, 2, 0xaaaa);
+    expect_read(&vm, MMIO + 0x1000, 2, 0xbbbb);
+    expect_read(&vm, MMIO + 40, 4, 0x80000000);
+    VM_MUST(vm_ioctl(vm.vcpu[0], KVM_SET_GUEST_DEBUG, &(struct kvm_guest_debug){0}));
+    expect_read(&vm, 0xe0000000, 1, 0x99);
+    rip = vm_regs(&vm, 0).rip;
+    VM_MUST(vm_ioctl(vm.vcpu[0], KVM_SET_GUEST_DEBUG, &step));
+    expect_exit(&vm, KVM_EXIT_DEBUG);
+    regs = vm_regs(&vm, 0);
+    assert_true(regs.rip == rip + 3 || regs.rip == rip + 4); /* the move's end, or the step behind it */
+    assert_int_equal(regs.rcx, -128ull);
+    assert_int_equal(regs.rdx, 0xffff8001);
+    assert_int_equal(regs.rsi, 0x8002);
+    assert_int_equal(regs.rax, 0x7734);
+    assert_int_equal(regs.rsp, 0x7000);
+    assert_int_equal(regs.rdi, 0xbbbbaaaa);
+    assert_int_equal(regs.r8, 0xffffffff80000000);
+    assert_int_equal(regs.r9 & 0xff, 0x99);
+    vm_destroy(&vm);
+}
+
+VM_ASM(long_step, 64, "mov $0xd0000000, %ebx\n mov (%rbx), %eax\n mov %eax, 4(%rbx)\n hlt\n");
+
+static void moves_are_single_steps(void **state)
+{
+    struct kvm_guest_debug step = {.control = KVM_GUESTDBG_ENABLE | KVM_GUESTDBG_SINGLESTEP};
+    struct vm vm = long_vm();
+
+    vm_load(&vm, long_step);
+    vm_start_long(&vm, 0);
+    VM_MUST(vm_ioctl(vm.vcpu[0], KVM_SET_GUEST_DEBUG, &step));
+    expect_exit(&vm, KVM_EXIT_DEBUG);
+    expect_read(&vm, MMIO, 4, 5);
+    expect_exit(&vm, KVM_EXIT_DEBUG);
+    assert_int_equal(vm_regs(&vm, 0).rip, VM_CODE + 7);
+    expect_written(&vm, MMIO + 4, 4, 5);
+    expect_exit(&vm, KVM_EXIT_DEBUG);
+    assert_int_equal(vm_regs(&vm, 0).rip, VM_CODE + 10);
+    vm_destroy(&vm);
+}
+
 /* ---- memory slots ---- */
 VM_ASM(
     long_touch, 64,
@@ -679,6 +759,7 @@ int main(void)
     const struct CMUnitTest tests[] = {
         cmocka_unit_test(halts_in_real_mode),          cmocka_unit_test(reads_and_writes_ports),
         cmocka_unit_test(moves_strings_through_ports), cmocka_unit_test(moves_through_mmio),
+        cmocka_unit_test(moves_of_all_kinds),          cmocka_unit_test(moves_are_single_steps),
         cmocka_unit_test(readonly_slot_write_exits),   cmocka_unit_test(moved_and_deleted_slots_are_seen),
         cmocka_unit_test(host_memory_gone_is_efault),  cmocka_unit_test(dirty_log_has_written_pages_alone),
         cmocka_unit_test(tasks_are_switched),          cmocka_unit_test(fault_without_handlers_shuts_down),

@@ -220,6 +220,99 @@ int emul_pio(struct cpu *cpu, uint16_t port, unsigned size, bool in, void *buf, 
     return CPU_OK;
 }
 
+/* ---- moves ----
+ * Nearly all accesses to devices are a MOV, MOVZX or MOVSX. The walk that met the EPT violation has checked rights and
+ * set accessed and dirty flags, the instruction was decoded there, and its access is all that is left to do: no state
+ * is loaded and nothing is fetched, decoded or walked again. */
+
+static bool is_move(const struct cpu *cpu, const struct insn *in, const struct opnd *m, const struct opnd *other)
+{
+    const bool write = m == &in->o[0];
+
+    if (in->op != OP_MOV && in->op != OP_MOVZX && in->op != OP_MOVSX && in->op != OP_MOVSXD)
+        return false;
+    if (m->kind != OPK_MEM || !(other->kind == OPK_REG || (write && other->kind == OPK_IMM)))
+        return false;
+    return write || other->reg != R_RSP; /* outside of guest mode RSP is in the VMCS */
+}
+
+/* The violation is that of the access's first byte, and all of it lies on that page. */
+static bool is_whole_access(const struct cpu *cpu, const struct insn *in, unsigned size)
+{
+    const struct cpu_state *s = &cpu->s;
+    const bool based = s->mode != MODE_64 || in->seg == SEG_FS || in->seg == SEG_GS;
+    const gva_t gva = insn_ea(cpu, in) + (based ? s->seg[in->seg].base : 0);
+
+    return ((gva ^ cpu->exit.gpa) & ~PAGE_MASK) == 0 && (gva & ~PAGE_MASK) + size <= PAGE_SIZE;
+}
+
+void emul_remember(struct cpu *cpu, const struct insn *in)
+{
+    const struct opnd *m = &in->o[in->mem & 1], *other = &in->o[!in->mem];
+    const uint64_t qual = cpu->exit.qualification;
+    struct cpu_state *s = &cpu->s;
+
+    if (cpu->exit.reason != EXIT_REASON_EPT_VIOLATION || !(qual & EPTQ_GLA_XLAT) || in->mem > 1 ||
+        !is_move(cpu, in, m, other) || !is_whole_access(cpu, in, m->size))
+        return;
+    if (s->rflags_sys & F_TF || s->dr7 & 0xff || cpu->delivering.valid) /* traps come with the whole of emulation */
+        return;
+    cpu->mem->move = (struct emul_move){
+        .exit = cpu->counters[CC_exits] + 1, /* vmx_exit_commit() counts it */
+        .rip = s->rip,
+        .next_rip = (s->rip + in->len) & s->ip_mask,
+        .gpa = cpu->exit.gpa,
+        .data = other->kind == OPK_IMM ? in->imm : reg_read(cpu, other->reg, m->size),
+        .size = m->size,
+        .reg = other->reg,
+        .reg_size = other->size,
+        .write = in->mem == 0,
+        .sign_extend = in->op == OP_MOVSX || in->op == OP_MOVSXD,
+    };
+}
+
+static bool move_known(const struct cpu *cpu)
+{
+    const struct emul_move *move = &cpu->mem->move;
+
+    return move->exit && move->exit == cpu->counters[CC_exits] && vmx_stopped_by_access(cpu, move->rip, move->gpa);
+}
+
+static enum emul move_done(struct cpu *cpu)
+{
+    struct emul_move *move = &cpu->mem->move;
+    const unsigned unused = 64 - 8 * move->size;
+    uint64_t v = move->data << unused;
+
+    move->exit = 0;
+    move->waiting = false;
+    if (!move->write)
+        reg_write(cpu, move->reg, move->reg_size, move->sign_extend ? (uint64_t)((int64_t)v >> unused) : v >> unused);
+    vmx_retire(cpu, move->next_rip);
+    return EMUL_DONE;
+}
+
+static enum emul move_run(struct cpu *cpu, const struct emul_ops *ops, void *opaque)
+{
+    struct emul_move *move = &cpu->mem->move;
+    enum emul_answer a;
+
+    if (move->write)
+        a = ops->mmio_write(opaque, move->gpa, &move->data, move->size);
+    else
+        a = ops->mmio_read(opaque, move->gpa, &move->data, move->size);
+    if (a == EA_DONE && move->write) {
+        mem_guest_enter(cpu);
+        tell_code(cpu, move->gpa, move->size);
+        mem_guest_leave(cpu);
+    }
+    if (a == EA_DONE)
+        return move_done(cpu);
+    move->waiting = a == EA_USER;
+    move->exit = 0; /* only once */
+    return a == EA_USER ? EMUL_USER : EMUL_FAIL;
+}
+
 /* ---- one instruction ---- */
 
 /* The EPT lets nobody execute there: memory that KVM has not mapped yet, or a device, which is no place for code. */
@@ -343,6 +436,8 @@ enum emul cpu_emulate(struct cpu *cpu, const struct emul_ops *ops, void *opaque)
 {
     struct emul_ctx *e = cpu->mem->emul;
 
+    if (move_known(cpu))
+        return move_run(cpu, ops, opaque);
     if (!e) {
         e = cpu->mem->emul = calloc(1, sizeof(*e));
         if (!e)
@@ -361,6 +456,11 @@ enum emul cpu_emulate_resume(struct cpu *cpu, const struct emul_ops *ops, void *
 
     if (!cpu_emulate_pending(cpu))
         return EMUL_FAIL;
+    if (cpu->mem->move.waiting) {
+        if (!cpu->mem->move.write)
+            memcpy(&cpu->mem->move.data, data, size < 8 ? size : 8);
+        return move_done(cpu);
+    }
     if (e->waiting == FOR_READ)
         memcpy(&e->rec[e->n - 1].data, data, size < 8 ? size : 8);
     else if (e->waiting == FOR_PIO && e->pio.in)
@@ -370,13 +470,15 @@ enum emul cpu_emulate_resume(struct cpu *cpu, const struct emul_ops *ops, void *
 
 void cpu_emulate_cancel(struct cpu *cpu)
 {
+    if (cpu->mem)
+        cpu->mem->move.waiting = false;
     if (cpu->mem && cpu->mem->emul)
         cpu->mem->emul->waiting = FOR_NOTHING;
 }
 
 bool cpu_emulate_pending(const struct cpu *cpu)
 {
-    return cpu->mem->emul && cpu->mem->emul->waiting != FOR_NOTHING;
+    return cpu->mem->move.waiting || (cpu->mem->emul && cpu->mem->emul->waiting != FOR_NOTHING);
 }
 
 const struct cpu_exception *cpu_emulate_fault(const struct cpu *cpu)

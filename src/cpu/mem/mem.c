@@ -96,6 +96,8 @@ static int resolve(struct cpu *cpu, gva_t gva, unsigned len, unsigned acc, struc
     cpu->counters[CC_tlb_misses]++;
     if (acc & ACCF_RMW)
         acc |= ACC_WRITE;
+    if (unlikely((st = mem_io_page(cpu, gva, acc & 7u, am)) != CPU_OK))
+        return st;
     st = mem_walk(cpu, gva, acc & 7u, am, 0, &x, NULL);
     if (unlikely(st != CPU_OK))
         return st;

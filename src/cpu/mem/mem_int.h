@@ -64,6 +64,31 @@ struct mem_requests { /* from other threads, under its spin lock */
     hva_t page[REQUESTS]; /* write entries of these host pages */
 };
 
+/* A translation that ended at a guest-physical page that the EPT does not map: a device's, or RAM that KVM has not
+ * mapped yet. Cached as far as there, and flushed as any other; the EPT is looked at each time, and so is the last
+ * entry of the guest's tables, for an EPT violation ends what is cached of its address (SDM 3C, "Operations that
+ * Invalidate Cached Mappings"). */
+struct io_page {
+    uint64_t tag; /* as in the TLB; 0: none */
+    gpa_t gpa;
+    hva_t pte; /* 0: no paging */
+    uint64_t val;
+    uint8_t pte_size;
+    unsigned perms;
+};
+#define IO_PAGES 4u
+
+/* The move that an EPT violation stopped, without its decoding: what KVM needs to do it (emulate.c). */
+struct emul_move {
+    uint64_t exit; /* the counter of exits after it; 0: none. Any other exit since then makes it old */
+    gva_t rip, next_rip;
+    gpa_t gpa;
+    uint64_t data;               /* to be written */
+    uint8_t size, reg, reg_size; /* of the access; where a read goes */
+    bool write, sign_extend;
+    bool waiting; /* for user space */
+};
+
 struct mem_unit {
     struct cpu *cpu;
     unsigned index;           /* in mem_shared.unit[] */
@@ -84,9 +109,11 @@ struct mem_unit {
     /* linear 2 MB regions with entries from large pages: INVLPG has to look for them */
     uint64_t large[64];
     uint64_t huge; /* the same for 1 GB pages */
+    struct io_page io[IO_PAGES];
     struct mem_requests req;
     _Atomic bool waiting;  /* at an instruction boundary, waiting for others in mem_protect_host_page() */
     struct emul_ctx *emul; /* allocated at the first cpu_emulate() */
+    struct emul_move move;
 };
 
 #define TLB_ARRAY (TLB_ENTRIES + ITLB_ENTRIES)
@@ -114,6 +141,8 @@ int ept_translate(struct mem_unit *, gpa_t, unsigned acc, hva_t *page, unsigned 
  * With WALK_QUIET: CPU_FAULT, *error is the #PF error code; CPU_VMEXIT: the EPT lacks the paging structure at x->gpa.
  */
 int mem_walk(struct cpu *, gva_t, unsigned acc, enum acc_mode am, unsigned flags, struct xlat *, uint32_t *error);
+/* CPU_VMEXIT: that access to a page in mem_unit.io[] made its EPT violation; CPU_OK: walk. */
+int mem_io_page(struct cpu *, gva_t, unsigned acc, enum acc_mode am);
 /* Host memory behind a mapped guest page is gone: an exit that makes KVM look, or a #PF exit without EPT. */
 int mem_host_gone(struct cpu *, gva_t, gpa_t, unsigned acc, bool translated);
 

@@ -400,6 +400,47 @@ static int walk_form(struct walk *w, bool use_cache)
     }
 }
 
+static struct io_page *io_slot(struct mem_unit *m, gva_t gva)
+{
+    return &m->io[gva >> PAGE_SHIFT & (IO_PAGES - 1)];
+}
+
+static void io_fill(struct walk *w, unsigned perms)
+{
+    const struct pt_ref *pte = w->n ? &w->ref[w->n - 1] : NULL;
+
+    if (pte && !pte->hva)
+        return;
+    *io_slot(w->m, w->gva) = (struct io_page){.tag = (w->gva & PAGE_MASK) | tlb_real_tag(w->m, w->am),
+                                              .gpa = w->gpa,
+                                              .pte = pte ? pte->hva : 0,
+                                              .val = pte ? pte->val : 0,
+                                              .pte_size = (uint8_t)w->size,
+                                              .perms = perms};
+}
+
+int mem_io_page(struct cpu *cpu, gva_t gva, unsigned acc, enum acc_mode am)
+{
+    struct mem_unit *m = cpu->mem;
+    struct io_page *io = io_slot(m, gva);
+    struct walk w = {.cpu = cpu, .m = m, .gva = gva};
+    struct ept_fault fault;
+    uint64_t val;
+    unsigned perms;
+    hva_t page;
+
+    if (likely(io->tag != ((gva & PAGE_MASK) | tlb_real_tag(m, am))) || (io->perms & acc) != acc || cpu->emul)
+        return CPU_OK;
+    if (io->pte && (pt_read((void *)io->pte, io->pte_size, &val) || val != io->val)) {
+        io->tag = 0;
+        return CPU_OK;
+    }
+    if (ept_translate(m, io->gpa, acc, &page, &perms, &fault))
+        return walk_ept_exit(&w, &fault, acc, io->gpa | (gva & ~PAGE_MASK), true);
+    io->tag = 0; /* KVM has mapped it */
+    return CPU_OK;
+}
+
 /* The page itself: through the EPT, or as it is. */
 static int walk_page(struct walk *w, struct xlat *x)
 {
@@ -417,6 +458,8 @@ static int walk_page(struct walk *w, struct xlat *x)
         if (unlikely(ept_translate(w->m, w->gpa, w->acc, &x->hva, &perms, &fault))) {
             const gpa_t gpa = w->gpa | (w->gva & ~PAGE_MASK);
 
+            if (!(w->flags & (WALK_QUIET | WALK_NO_AD)))
+                io_fill(w, x->perms);
             x->hva = 0;
             x->perms = 0;
             return w->cpu->emul || (w->flags & WALK_QUIET) ? CPU_OK : walk_ept_exit(w, &fault, w->acc, gpa, true);

@@ -149,6 +149,7 @@ void tlb_drop_page(struct mem_unit *m, gva_t gva)
     const uint64_t h = hash(gva >> 21);
 
     flat_drop_page(m->cpu, gva);
+    memset(m->io, 0, sizeof(m->io)); /* they do not say how large the page is */
     if (unlikely(m->huge & 1ull << (hash(gva >> 30) & 63)))
         drop_region(m, gva, 1ull << 30);
     else if (m->large[h >> 6] & 1ull << (h & 63))
@@ -162,6 +163,7 @@ void tlb_drop_page(struct mem_unit *m, gva_t gva)
 static void wipe(struct mem_unit *m)
 {
     memset(m->arrays, 0, sizeof(*m->arrays) * AM_COUNT * TLB_ARRAY);
+    memset(m->io, 0, sizeof(m->io));
     memset(m->large, 0, sizeof(m->large));
     m->huge = 0;
     m->generations = 0;

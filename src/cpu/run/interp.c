@@ -114,6 +114,8 @@ int interp_blocks(struct cpu *cpu, struct block *b, uint64_t max)
         s->rip = (rip + in->len) & s->ip_mask;
         cpu->counters[CC_insns]++;
     }
+    if (st == CPU_VMEXIT)
+        emul_remember(cpu, in);
     return st;
 }
 

@@ -280,6 +280,23 @@ void vmx_exit_commit(struct cpu *cpu, bool failed_entry)
     vmx_trace_exit(cpu);
 }
 
+bool vmx_stopped_by_access(const struct cpu *cpu, gva_t rip, gpa_t gpa)
+{
+    const struct vmcs *v = cpu->vmx->cur;
+
+    return v->VM_EXIT_REASON == EXIT_REASON_EPT_VIOLATION && v->GUEST_RIP == rip && v->GUEST_PHYSICAL_ADDRESS == gpa &&
+           !(v->IDT_VECTORING_INFO_FIELD & INTR_INFO_VALID);
+}
+
+void vmx_retire(struct cpu *cpu, gva_t next_rip)
+{
+    struct vmcs *v = cpu->vmx->cur;
+
+    v->GUEST_RIP = next_rip;
+    v->GUEST_RFLAGS &= ~F_RF;
+    v->GUEST_INTERRUPTIBILITY_INFO &= ~(uint64_t)(INTR_BLOCK_STI | INTR_BLOCK_MOVSS);
+}
+
 struct msr_entry {
     uint32_t index, reserved;
     uint64_t data;

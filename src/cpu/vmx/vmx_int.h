@@ -10,6 +10,11 @@ int vmx_exit(struct cpu *, const struct insn *in, uint32_t reason, uint64_t qual
 /* EPT violation or misconfiguration (reason 48, 49); linear is valid when qualification has EPTQ_GLA_VALID. */
 int vmx_exit_ept(struct cpu *, uint32_t reason, uint64_t qualification, gva_t linear, gpa_t gpa);
 
+/* Outside of guest mode: is the current VMCS at an EPT violation of an access to gpa by the instruction at rip, and did
+ * no event's delivery make it? And the end of that instruction, when it was emulated. */
+bool vmx_stopped_by_access(const struct cpu *, gva_t rip, gpa_t gpa);
+void vmx_retire(struct cpu *, gva_t next_rip);
+
 /* Intercepts: CPU_OK = not intercepted, execute it; CPU_VMEXIT. All faults with priority over the exit (#UD, CPL) are
  * the caller's to raise first (SDM 3C, "Relative Priority of Faults and VM Exits"). */
 /* HLT, INVD, INVLPG (qual = linear), RDPMC, RDTSC, RDTSCP, CPUID, MWAIT, MONITOR, PAUSE, WBINVD, XSETBV, RDRAND,
