@@ -126,6 +126,9 @@ struct cpu {
     const struct insn *task_insn; /* far.c: the instruction that switches tasks, for the exit's length; NULL: a gate */
     bool rf_before;               /* debug.c: RFLAGS.RF was 1 before the instruction: it is cleared after it */
     _Alignas(64) uint8_t bounce[128]; /* an engine's: both ends of a read over two pages */
+    struct {
+        uint64_t guest, host, first;
+    } pair; /* an engine's: stacks of translated code and of who runs it; where the former begins */
 };
 
 #define CPU_SPAN ((sizeof(struct cpu) + 4095) & ~4095ull) /* bytes of its file */

@@ -40,6 +40,8 @@ int cache_init(struct jit *j)
     madvise(j->rx, JIT_CACHE + SLOT_BYTES, MADV_DONTFORK);
     madvise(j->slots, SLOT_BYTES, MADV_NOHUGEPAGE);
     cache_trampolines(j);
+    if (pair_init(j))
+        return -1;
     j->count = getenv("ANYKVM_STAT");
     j->map_fd =
         getenv("ANYKVM_JIT_MAP") ? open(getenv("ANYKVM_JIT_MAP"), O_WRONLY | O_CREAT | O_TRUNC | O_CLOEXEC, 0600) : -1;
@@ -95,6 +97,7 @@ void cache_destroy(struct jit *j)
     pool_unmap(j->held, JIT_DESCS * sizeof(*j->held));
     pool_unmap(j->site, JIT_DESCS * sizeof(*j->site));
     pool_unmap(j->jc, JC_BYTES);
+    pair_destroy(j);
     munmap(j->rw, JIT_CACHE);
     munmap(j->rx, JIT_CACHE + SLOT_BYTES);
     if (j->map_fd >= 0)
@@ -106,6 +109,7 @@ void cache_reset(struct jit *j)
 {
     host_fpu_save(j->cpu);
     forget_blocks(j);
+    pair_reset(j);
     j->used = j->base;
     cold_reset(j);
     j->ndesc = 1;
@@ -153,6 +157,8 @@ static void emit_enter(struct jit *j, struct emit *e)
     e_lea(e, H_RSP, rm_mem(H_RSP, -8));           /* aligned: a call may follow */
     e_op(e, EF_W, 0, 0x89, H_RDI, rm_reg(H_RCX)); /* mov rcx, rdi */
     e_op(e, EF_W, 0, 0x89, H_RSI, rm_reg(H_R15));
+    e_mov_store(e, rm_cpu(CPU(pair.host)), H_RSP);
+    e_mov_load(e, H_RSP, rm_cpu(CPU(pair.guest)));
     emit_reload(e);
     e_jmp_reg(e, H_RCX);
     j->leave = e->w - j->rw;
@@ -171,9 +177,12 @@ static void emit_slow(struct jit *j, struct emit *e)
     emit_spill(e);
     e_op(e, 0, 0, 0x89, H_RCX, rm_reg(H_RSI)); /* mov esi, ecx */
     e_mov_load(e, H_RDI, rm_cpu(CPU_HOT(HOT_CPU)));
+    e_mov_store(e, rm_cpu(CPU(pair.guest)), H_RSP);
+    e_mov_load(e, H_RSP, rm_cpu(CPU(pair.host)));
     e_call_rm(e, rm_cpu(CPU_HOT(HOT_SLOW)));
     e_test_reg(e, H_RAX);
     leave = e_jcc_later(e, 4);
+    e_mov_load(e, H_RSP, rm_cpu(CPU(pair.guest)));
     e_op(e, EF_W, 0, 0x89, H_RAX, rm_reg(H_RCX)); /* mov rcx, rax */
     emit_reload(e);
     e_jmp_reg(e, H_RCX);
@@ -263,6 +272,7 @@ void cache_trampolines(struct jit *j)
     emit_neighbours(j, &e, false);
     emit_neighbours(j, &e, true);
     emit_bounce(j, &e);
+    pair_trampolines(j, &e);
     j->base = (e.w - j->rw + 63) & ~63u;
     j->used = j->base;
     j->cold_populated = JIT_CACHE;

@@ -351,6 +351,7 @@ static uint64_t jc_key(const struct jit *j, gva_t rip)
 /* They are 16 bits: nothing keeps one from before. */
 static void salts_restart(struct jit *j)
 {
+    pair_reset(j);
     memset(j->jc, 0, JC_BYTES);
     memset(j->salts, 0, sizeof(j->salts));
     for (uint32_t i = 0; i < j->ndesc; i++)

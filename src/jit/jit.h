@@ -2,7 +2,7 @@
  * jit.h: the engine "jit": same-ISA translation of decoded blocks (src/cpu/run/code.h) of 64-bit mode.
  *
  * What translated code may rely on, and must keep:
- *   rsp         a valid host stack, 16-byte aligned; its top words are scratch
+ *   rsp         a valid host stack of its own, 16-byte aligned: frames of calls (tr_pair.c), below them scratch
  *   r15         cpu->flat: 128 bytes into struct cpu, mapped in front of the flat table of the current access mode
  *   rcx, r14    scratch
  *   the others  guest registers (tr_host_reg); guest r10 r11 r14 r15 live in the state
@@ -74,6 +74,8 @@ struct jit_slot {  /* the predicted table word of a block's accesses by one base
     uint32_t left; /* misses to the next look at the clock */
     uint32_t since;
 };
+#define PAIR_BYTES 65536u                     /* of frames of calls (tr_pair.c) */
+#define PAIR_MAP   (2 * PAIR_BYTES + 262144u) /* and room for signals */
 /* slots 1 to 11 hold masks: bits of a page offset that are 0 in its first 1, 2, 4 ... 1024 bytes */
 #define SLOT_MASKS  11u
 #define SLOT_COLD   0x8000000000000001ull /* in no table: makes a canonical address non-canonical */
@@ -142,6 +144,8 @@ struct jit {
     uint32_t cold, cold_end;     /* of the chunk that stubs go to: chunks are taken from the end of the cache ... */
     uint32_t cold_low;           /* ... down to here */
     uint32_t enter, leave, slow; /* trampolines' offsets */
+    uint32_t pair_other, pair_none;
+    void *pairs;                 /* the stack of translated code */
     uint32_t neighbours[2];      /* ... for reading, writing */
     uint32_t bounce, bounce_end; /* ... and where it gives up */
     struct jit_desc *desc;
@@ -187,6 +191,7 @@ enum {
     HOT_CPU,
     HOT_STACK_USER,
     HOT_STACK_SUPER,
+    HOT_RETURN, /* descriptor of the last return */
     HOT_COUNT
 };
 _Static_assert(HOT_COUNT <= 10, "state.def: hot_spare");
@@ -218,6 +223,11 @@ void cache_reset(struct jit *);
 void cache_trampolines(struct jit *);
 void cache_populate(struct jit *);            /* memory for the next block is there */
 void cache_cold(struct jit *, uint32_t size); /* ... for stubs */
+/* tr_pair.c */
+void pair_trampolines(struct jit *, struct emit *);
+int pair_init(struct jit *);
+void pair_destroy(struct jit *);
+void pair_reset(struct jit *); /* no frame that was made returns any more */
 /* slow_stat.c */
 void slow_stat_add(struct jit *);
 void slow_stat_remove(struct jit *);

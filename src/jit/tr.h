@@ -24,7 +24,8 @@ enum tr_stub_kind {
     STUB_CROSS,       /* an access of size bytes may cross pages: back where it does not, or where that is no matter */
     STUB_CROSS_FLAGS, /* ... flags are live; T0 is its last byte */
     STUB_MISS,        /* the table's word is not the predicted one */
-    STUB_CAREFUL      /* a merged check failed: on in the block's careful form */
+    STUB_CAREFUL,     /* a merged check failed: on in the block's careful form */
+    STUB_PAIR         /* no room for frames of calls */
 };
 struct tr_stub { /* out of line: ecx = descriptor; jump to slow */
     uint32_t desc;
@@ -87,7 +88,7 @@ struct tr_edge { /* a 32-bit displacement that leads to a block of the unit */
 };
 
 #define TR_STUBS   2048
-#define INSN_STUBS 8u /* no instruction has more */
+#define INSN_STUBS 10u /* no instruction has more */
 struct tr {
     struct jit *j;
     struct emit e;
@@ -146,6 +147,11 @@ void tr_goto_if(struct tr *, unsigned cc, int32_t disp);
 void tr_goto_next(struct tr *); /* the block's end: behind it */
 /* Go on at the address in T0 (any value). */
 void tr_goto_reg(struct tr *);
+/* ... by the cache: what follows is for an address that is not there; then tr_look_up_found() with what it returned */
+uint8_t *tr_look_up(struct emit *);
+void tr_look_up_found(struct emit *, uint8_t *found);
+/* The displacement at `at` leads to page + disp, in this page, whatever the vector state is. */
+void tr_lead_entry(struct tr *, uint8_t *at, int32_t disp);
 
 /* ---- tr_mem.c ---- */
 /* T0 = offset of the memory operand in its segment, for a form that tr_address() emits; T1 is lost */
@@ -193,6 +199,12 @@ tr_fn tr_bmi, tr_rorx, tr_mulx, tr_adx, tr_crc32, tr_movbe, tr_movnti, tr_cmpxch
 
 /* ---- tr_sys.c ---- */
 tr_fn tr_cli, tr_sti, tr_ac, tr_direction, tr_swapgs, tr_rdtsc, tr_pause, tr_base;
+
+/* ---- tr_pair.c ---- */
+void tr_pair_room(struct tr *);
+void tr_pair_call(struct tr *);
+void tr_pair_return(struct tr *);
+void tr_pair_stub(struct tr *, const struct tr_stub *);
 
 /* ---- the rest ---- */
 tr_fn tr_none;

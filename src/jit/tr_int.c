@@ -805,12 +805,14 @@ static bool tr_call(struct tr *t)
     } else if (in->o[0].kind != OPK_REL) {
         return false;
     }
+    tr_pair_room(t);
     to = push_check(t, true);
     e_mov_load(&t->e, T1, rm_cpu(CPU_HOT(HOT_PAGE)));
     e_lea(&t->e, T1, rm_mem(T1, t->next_off));
     tr_site(t);
     e_mov_store(&t->e, to, T1);
     push_done(t);
+    tr_pair_call(t);
     if (in->o[0].kind == OPK_REL) {
         tr_goto(t, disp);
     } else {
@@ -834,7 +836,7 @@ static bool tr_ret(struct tr *t)
     tr_site(t);
     e_mov_load(&t->e, T0, rm);
     e_lea(&t->e, sp, rm_mem(sp, 8 + pop));
-    tr_goto_reg(t);
+    tr_pair_return(t);
     t->ended = true;
     return true;
 }

@@ -119,7 +119,9 @@ static void place_stubs(struct tr *t, uint32_t first_site)
         for (unsigned k = 0; k < s->nfrom; k++)
             e_fix32(&t->e, s->from[k], t->e.w);
         s->placed = t->e.w;
-        if (s->kind != STUB_PLAIN)
+        if (s->kind == STUB_PAIR)
+            tr_pair_stub(t, s);
+        else if (s->kind != STUB_PLAIN)
             tr_mem_stub(t, s);
         else
             tr_slow_exit(t, s->desc);
@@ -134,10 +136,10 @@ static void place_stubs(struct tr *t, uint32_t first_site)
 
 /* ---- going on ---- */
 
-static void edge_at(struct tr *t, uint8_t *at, unsigned to)
+static void edge_at(struct tr *t, uint8_t *at, unsigned to, bool inner)
 {
     assert(t->nedge < sizeof(t->edge) / sizeof(t->edge[0]));
-    t->edge[t->nedge++] = (struct tr_edge){.at = at, .to = (uint8_t)to, .inner = t->jb->uses_fpu};
+    t->edge[t->nedge++] = (struct tr_edge){.at = at, .to = (uint8_t)to, .inner = inner};
 }
 
 /* Where a displacement at `at` is to lead that waits for a link: the stub, until slow_exit() patches it. */
@@ -149,19 +151,29 @@ static void link_at(struct tr *t, uint8_t *at, int32_t disp)
     t->j->desc[s->desc].patch = offset(t, at);
 }
 
-/* The displacement at `at` leads to page + disp, in this page. */
-static void lead(struct tr *t, uint8_t *at, int32_t disp)
+/* The displacement at `at` leads to page + disp, in this page. inner: the vector state is the block's. */
+static void lead_to(struct tr *t, uint8_t *at, int32_t disp, bool inner)
 {
     const int to = t->j->check ? -1 : unit_find(&t->unit, disp);
     const struct jit_block *other =
         t->j->check || to >= 0 ? NULL : jit_find(t->j, (t->b->hva & PAGE_MASK) | disp, t->jb->key);
 
     if (to >= 0)
-        edge_at(t, at, to);
+        edge_at(t, at, to, inner);
     else if (other)
         e_fix32(&t->e, at, t->j->rw + other->code);
     else
         link_at(t, at, disp);
+}
+
+static void lead(struct tr *t, uint8_t *at, int32_t disp)
+{
+    lead_to(t, at, disp, t->jb->uses_fpu);
+}
+
+void tr_lead_entry(struct tr *t, uint8_t *at, int32_t disp)
+{
+    lead_to(t, at, disp, false);
 }
 
 /* Attention ends chains of blocks: asked on every way back. */
@@ -173,7 +185,7 @@ static void goto_backward(struct tr *t, int32_t disp)
     if (to >= 0 && !t->unit.live_in[to]) {
         e_op(&t->e, 0, 0, 0x83, 7, rm_cpu(CPU(attention))); /* cmp dword, 0 */
         e1(&t->e, 0);
-        edge_at(t, e_jcc_later(&t->e, 4), to);
+        edge_at(t, e_jcc_later(&t->e, 4), to, t->jb->uses_fpu);
         tr_jmp_stub(t, s);
         return;
     }
@@ -321,14 +333,10 @@ void tr_goto_next(struct tr *t)
         tr_goto(t, t->next_off);
 }
 
-void tr_goto_reg(struct tr *t)
+uint8_t *tr_look_up(struct emit *e)
 {
-    struct emit *e = &t->e;
-    struct tr_stub *s = tr_stub_new(t, tr_desc(t, DESC_RIP, 0));
-    uint8_t *hit;
+    uint8_t *found;
 
-    tr_islands(t, false, 110);
-    e_mov_store(e, rm_cpu(CPU(s.rip)), T0);
     e_push(e, H_RAX);
     e_pdep(e, H_RAX, T0, rm_cpu(CPU_HOT(HOT_MASK_JC))); /* the low 16 bits times the size of an entry */
     e_mov_load(e, T1, rm_cpu(CPU_HOT(HOT_JC)));
@@ -337,15 +345,32 @@ void tr_goto_reg(struct tr *t)
     e_lea(e, T1, (struct rm){.mem = true, .reg = T1, .index = T0});
     e_mov_load(e, T0, rm_mem(H_RAX, offsetof(struct jc_entry, key)));
     e_lea(e, T1, (struct rm){.mem = true, .reg = T1, .index = T0});
-    hit = e_jrcxz_later(e);
+    found = e_jrcxz_later(e);
     e_pop(e, H_RAX);
-    tr_jmp_stub(t, s);
-    e_fix8(hit, e->w);
+    return found;
+}
+
+void tr_look_up_found(struct emit *e, uint8_t *found)
+{
+    e_fix8(found, e->w);
     e_mov_load(e, T1, rm_mem(H_RAX, offsetof(struct jc_entry, page)));
     e_mov_store(e, rm_cpu(CPU_HOT(HOT_PAGE)), T1);
     e_mov_load(e, T0, rm_mem(H_RAX, offsetof(struct jc_entry, code)));
     e_pop(e, H_RAX);
     e_jmp_reg(e, T0);
+}
+
+void tr_goto_reg(struct tr *t)
+{
+    struct emit *e = &t->e;
+    struct tr_stub *s = tr_stub_new(t, tr_desc(t, DESC_RIP, 0));
+    uint8_t *found;
+
+    tr_islands(t, false, 110);
+    e_mov_store(e, rm_cpu(CPU(s.rip)), T0);
+    found = tr_look_up(e);
+    tr_jmp_stub(t, s);
+    tr_look_up_found(e, found);
     tr_islands(t, true, 0);
 }
 

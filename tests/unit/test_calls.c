@@ -1,0 +1,114 @@
+/* SPDX-License-Identifier: MIT
+ * test_calls.c: calls and returns of guests that do not come in pairs, or that go deep. Whatever a translator believes
+ * about them, a return goes where the guest's stack says, to what is there by then. */
+#include "guest_code.h"
+#include "../../src/cpu/run/code.h"
+
+#define ASM(name, text)                        \
+    extern const uint8_t name[], name##_end[]; \
+    __asm__(".pushsection .rodata\n .code64\n" #name ": " text "\n" #name "_end:\n .popsection\n")
+
+#define STACK 0x400000u
+#define OTHER 0x500000u /* another stack */
+#define TURNS 2000u
+
+static int setup(void **state)
+{
+    static struct guest g;
+
+    guest_create(&g, guest_engine());
+    *state = &g;
+    return 0;
+}
+
+static int teardown(void **state)
+{
+    guest_destroy(*state);
+    return 0;
+}
+
+/* Runs code at a place, with rdi = n, to its VMCALL; returns rax. */
+static uint64_t run_at(struct guest *g, uint64_t gpa, const uint8_t *code, const uint8_t *end, uint64_t n)
+{
+    memcpy(g->ram + gpa, code, end - code);
+    *guest_gpr(g, R_RDI) = n;
+    *guest_gpr(g, R_RAX) = 0;
+    guest_w(g, GUEST_RIP, gpa);
+    guest_w(g, GUEST_RSP, STACK);
+    assert_int_equal(guest_run(g), EXIT_REASON_VMCALL);
+    assert_int_equal(guest_r(g, GUEST_RSP), STACK);
+    return *guest_gpr(g, R_RAX);
+}
+
+#define RUN(g, name, n) run_at(g, GUEST_CODE, name, name##_end, n)
+
+/* Deeper than there are frames, and than a return's look reaches. */
+ASM(recursive, "call 1f; vmcall; 1: test %rdi, %rdi; jz 2f; dec %rdi; call 1b; inc %rax; 2: ret");
+
+static void deep_recursion(void **state)
+{
+    for (unsigned turn = 0; turn < 8; turn++)
+        assert_int_equal(RUN(*state, recursive, 20000), 20000);
+}
+
+/* A return to another place than behind the call: the address is changed, a frame is left out, or pushed. */
+ASM(elsewhere, "1: call 2f; jmp 9f; add $1, %rax; call 3f; jmp 9f; add $2, %rax; lea 5f(%rip), %rcx; push %rcx; ret;"
+               "2: addq $2, (%rsp); ret;"
+               "3: call 4f; jmp 9f;"
+               "4: add $8, %rsp; addq $2, (%rsp); ret;"
+               "5: dec %rdi; jnz 1b; vmcall; 9: ud2");
+
+static void returns_to_elsewhere(void **state)
+{
+    assert_int_equal(RUN(*state, elsewhere, TURNS), 3 * TURNS);
+}
+
+/* Two stacks in turn, each some calls deep: the frames that are on top are the other's. */
+ASM(coroutines, "mov $0x500000, %rbx; lea 7f(%rip), %rcx; sub $8, %rbx; mov %rcx, (%rbx);"
+                "1: call 2f; dec %rdi; jnz 1b; vmcall;"
+                "2: call 3f; add $1, %rax; ret;"
+                "3: call 4f; add $1, %rax; ret;"
+                "4: xchg %rsp, %rbx; ret;" /* to the other */
+                "7: call 8f; jmp 7b;"      /* the other one's life */
+                "8: call 9f; add $16, %rax; ret;"
+                "9: call 4b; add $16, %rax; ret");
+
+static void two_stacks_in_turn(void **state)
+{
+    assert_int_equal(RUN(*state, coroutines, TURNS), 2 * TURNS + 32 * (TURNS - 1));
+}
+
+/* The called one changes what its caller goes on with. */
+ASM(changed, "xor %esi, %esi; 1: inc %esi; call 2f; 3: mov $0, %ecx; cmp %esi, %ecx; jne 9f; inc %rax; dec %rdi;"
+             "jnz 1b; vmcall; 2: mov %esi, 3b+1(%rip); ret; 9: ud2");
+
+static void the_caller_is_written(void **state)
+{
+    assert_int_equal(RUN(*state, changed, TURNS), TURNS);
+}
+
+/* What is behind the call lies in the next page. */
+static void a_call_at_a_pages_end(void **state)
+{
+    static const uint8_t code[] = {0xe8, 8,    0,    0,    0, /* call */
+                                   0x48, 0xff, 0xcf,          /* dec rdi */
+                                   0x75, 0xf6,                /* jnz */
+                                   0x0f, 0x01, 0xc1,          /* vmcall: over it */
+                                   0x48, 0xff, 0xc0, 0xc3,    /* inc rax; ret */
+                                   0x90};
+
+    for (unsigned n = 0; n < 16; n++) /* each in pages of its own */
+        assert_int_equal(run_at(*state, GUEST_DATA + 0x2000 * (n + 1) - n, code, code + sizeof(code), TURNS), TURNS);
+}
+
+#define TEST(f) cmocka_unit_test_setup_teardown(f, setup, teardown)
+
+int main(void)
+{
+    const struct CMUnitTest tests[] = {
+        TEST(deep_recursion),        TEST(returns_to_elsewhere),  TEST(two_stacks_in_turn),
+        TEST(the_caller_is_written), TEST(a_call_at_a_pages_end),
+    };
+
+    return cmocka_run_group_tests(tests, NULL, NULL);
+}
