@@ -191,10 +191,6 @@ static uint32_t flat_segments(const struct cpu_state *s)
 
 void cpu_mode_changed(struct cpu *cpu)
 {
-    static const uint64_t ip_masks[] = {
-        [MODE_REAL] = 0xffff,     [MODE_V86] = 0xffff,          [MODE_PROT16] = 0xffff, [MODE_PROT32] = 0xffffffff,
-        [MODE_COMPAT16] = 0xffff, [MODE_COMPAT32] = 0xffffffff, [MODE_64] = ~0ull,
-    };
     struct cpu_state *s = &cpu->s;
 
     s->mode = (uint8_t)mode_of(s);
@@ -211,7 +207,9 @@ void cpu_mode_changed(struct cpu *cpu)
         s->paging = s->efer & EFER_LMA ? PAGING_4LEVEL : PAGING_PAE;
     s->insn_key = key_of(s);
     s->seg_flat = flat_segments(s);
-    s->ip_mask = ip_masks[s->mode];
+    /* Only branches with a 16-bit operand wrap at 64 KiB: 16-bit code runs on to its segment's limit, above 64 KiB too
+     * (SMM handlers do), or into #GP (SDM 3B, "Wraparound"). */
+    s->ip_mask = s->mode == MODE_64 ? ~0ull : 0xffffffff;
     s->fs_base_hot = s->seg[SEG_FS].base;
     s->gs_base_hot = s->seg[SEG_GS].base;
     cpu_step_changed(cpu);

@@ -58,6 +58,8 @@ static const struct capability {
     CAP(ENABLE_CAP_VM, 1),
     CAP(ENFORCE_PV_FEATURE_CPUID, 1),
     CAP(EXCEPTION_PAYLOAD, 1),
+    CAP(EXIT_HYPERCALL, KVM_EXIT_HYPERCALL_VALID_MASK),
+    CAP(EXIT_ON_EMULATION_FAILURE, 1),
     CAP(EXT_CPUID, 1),
     CAP(EXT_EMUL_CPUID, 1),
     CAP(GET_MSR_FEATURES, 1),
@@ -66,6 +68,7 @@ static const struct capability {
     CAP(HYPERV, 1),
     CAP(HYPERV_CPUID, 1),
     CAP(HYPERV_ENFORCE_CPUID, 1),
+    CAP(HYPERV_EVENTFD, 1),
     CAP(HYPERV_SEND_IPI, 1),
     CAP(HYPERV_SPIN, 1),
     CAP(HYPERV_SYNIC, 1),
@@ -107,7 +110,8 @@ static const struct capability {
     CAP(SET_BOOT_CPU_ID, 1),
     CAP(SET_GUEST_DEBUG, 1),
     CAP(SET_GUEST_DEBUG2, KVM_GUESTDBG_ENABLE | KVM_GUESTDBG_SINGLESTEP | KVM_GUESTDBG_USE_SW_BP |
-                              KVM_GUESTDBG_USE_HW_BP | KVM_GUESTDBG_INJECT_DB | KVM_GUESTDBG_INJECT_BP),
+                              KVM_GUESTDBG_USE_HW_BP | KVM_GUESTDBG_INJECT_DB | KVM_GUESTDBG_INJECT_BP |
+                              KVM_GUESTDBG_BLOCKIRQ),
     CAP(SET_IDENTITY_MAP_ADDR, 1),
     CAP(SET_TSS_ADDR, 1),
     CAP(SIGNAL_MSI, 1),
@@ -128,6 +132,7 @@ static const struct capability {
     CAP(VCPU_EVENTS, 1),
     CAP(VM_TSC_CONTROL, 1),
     CAP(X2APIC_API, KVM_X2APIC_API_USE_32BIT_IDS | KVM_X2APIC_API_DISABLE_BROADCAST_QUIRK),
+    CAP(X86_DISABLE_EXITS, KVM_X86_DISABLE_EXITS_OFFERED),
     CAP(X86_MSR_FILTER, 1),
     CAP(X86_ROBUST_SINGLESTEP, 1),
     CAP(X86_SMM, 1),
@@ -204,6 +209,32 @@ static int set_exception_payload(struct kvm *kvm, uint64_t arg)
     return 0;
 }
 
+static int set_exit_hypercall(struct kvm *kvm, uint64_t arg)
+{
+    kvm->arch.hypercall_exit_enabled = (uint32_t)arg;
+    return 0;
+}
+
+static int set_exit_on_emulation_failure(struct kvm *kvm, uint64_t arg)
+{
+    kvm->arch.exit_on_emulation_error = arg;
+    return 0;
+}
+
+/* Bits add up. A vCPU's controls are set when it is made. */
+static int set_disabled_exits(struct kvm *kvm, uint64_t arg)
+{
+    int r = 0;
+
+    pthread_mutex_lock(&kvm->lock);
+    if (kvm->created_vcpus)
+        r = because(-EINVAL, "vCPUs exist");
+    else
+        kvm->arch.disabled_exits |= (uint32_t)arg;
+    pthread_mutex_unlock(&kvm->lock);
+    return r;
+}
+
 static int set_triple_fault_event(struct kvm *kvm, uint64_t arg)
 {
     kvm->arch.triple_fault_event = arg;
@@ -248,6 +279,9 @@ static const struct vm_cap {
     {KVM_CAP_X2APIC_API, KVM_X2APIC_API_USE_32BIT_IDS | KVM_X2APIC_API_DISABLE_BROADCAST_QUIRK, set_x2apic_api},
     {KVM_CAP_MSR_PLATFORM_INFO, ~0ull, set_platform_info},
     {KVM_CAP_EXCEPTION_PAYLOAD, ~0ull, set_exception_payload},
+    {KVM_CAP_EXIT_HYPERCALL, KVM_EXIT_HYPERCALL_VALID_MASK, set_exit_hypercall},
+    {KVM_CAP_EXIT_ON_EMULATION_FAILURE, 1, set_exit_on_emulation_failure},
+    {KVM_CAP_X86_DISABLE_EXITS, KVM_X86_DISABLE_EXITS_OFFERED, set_disabled_exits},
     {KVM_CAP_X86_TRIPLE_FAULT_EVENT, ~0ull, set_triple_fault_event},
     {KVM_CAP_X86_USER_SPACE_MSR, KVM_MSR_EXIT_REASON_UNKNOWN | KVM_MSR_EXIT_REASON_INVAL | KVM_MSR_EXIT_REASON_FILTER,
      set_user_space_msr},

@@ -60,7 +60,7 @@ struct kvm_eventfds {
 
 /* ---- eventfds ---- */
 /* "eventfd-id:" of /proc/self/fdinfo/N: -EBADF, -EINVAL (no eventfd), 0. Without /proc the number must do. */
-static int eventfd_id(int fd, uint64_t *id)
+int eventfd_id(int fd, uint64_t *id)
 {
     char path[64], text[512], *at;
     ssize_t n;
@@ -84,7 +84,7 @@ static int eventfd_id(int fd, uint64_t *id)
     return 0;
 }
 
-static void signal_eventfd(int fd)
+void signal_eventfd(int fd)
 {
     const uint64_t one = 1;
     ssize_t r;

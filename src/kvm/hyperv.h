@@ -16,7 +16,8 @@ struct kvm_vm_hv {
     uint64_t reenlightenment_control, tsc_emulation_control, tsc_emulation_status;
     uint64_t syndbg[5], syndbg_options; /* control, status, send, receive, pending */
     uint32_t tsc_sequence;
-    uint64_t tsc_scale, tsc_offset; /* what the page says: 0, 0 while it is not in use */
+    _Atomic(struct hv_eventfds *) eventfds; /* hyperv_eventfd.c: immutable, readers in kvm->srcu */
+    uint64_t tsc_scale, tsc_offset;         /* what the page says: 0, 0 while it is not in use */
 };
 
 struct hv_stimer {

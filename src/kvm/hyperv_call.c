@@ -25,7 +25,8 @@ enum {
     HV_INVALID_INPUT = 3,
     HV_INVALID_ALIGNMENT = 4,
     HV_ACCESS_DENIED = 6,
-    HV_OPERATION_DENIED = 8
+    HV_OPERATION_DENIED = 8,
+    HV_INVALID_CONNECTION = 18
 };
 #define HV_FLUSH_ALL_PROCESSORS 1ull
 #define HV_SET_ALL              1u
@@ -213,11 +214,24 @@ static int ask_client(struct kvm_vcpu *vcpu, const struct call *c)
     return 0;
 }
 
+/* The input is a connection, in bits 32-47 an event flag that only the client could know of. */
+static uint64_t signal_event(struct kvm_vcpu *vcpu, const struct call *c)
+{
+    uint64_t event = c->in;
+
+    if (!c->fast && ((c->in & 7) || kvm_vcpu_read_guest(vcpu, c->in, &event, sizeof(event)) < 0))
+        return HV_INVALID_ALIGNMENT;
+    if (event & 0xffff00000000ull)
+        return HV_INVALID_CONNECTION;
+    if (event & ~(uint64_t)KVM_HYPERV_CONN_ID_MASK)
+        return HV_INVALID_INPUT;
+    return kvm_hv_signal_eventfd(vcpu->kvm, (uint32_t)event) ? HV_SUCCESS : HV_INVALID_CONNECTION;
+}
+
 /* 1: *result is the answer; 0: the client has it */
 static int dispatch(struct kvm_vcpu *vcpu, const struct call *c, uint64_t *result)
 {
     const struct kvm_vcpu_hv *hv = &vcpu->arch.hv;
-    uint64_t event;
 
     switch (c->code) {
     case HC_SPIN_WAIT:
@@ -237,10 +251,10 @@ static int dispatch(struct kvm_vcpu *vcpu, const struct call *c, uint64_t *resul
         *result = send_ipi(vcpu, c, c->code == HC_SEND_IPI_EX);
         return 1;
     case HC_SIGNAL_EVENT:
-        *result = HV_INVALID_ALIGNMENT;
-        if (!c->fast && ((c->in & 7) || kvm_vcpu_read_guest(vcpu, c->in, &event, sizeof(event)) < 0))
+        *result = signal_event(vcpu, c);
+        if (*result != HV_INVALID_CONNECTION)
             return 1;
-        /* fall through */
+        /* fall through */ /* the client may know the connection */
     case HC_POST_MESSAGE:
         *result = HV_INVALID_INPUT;
         return hv->synic_active ? ask_client(vcpu, c) : 1;

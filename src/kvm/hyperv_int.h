@@ -28,6 +28,8 @@
 #define HV_MSR_SYNDBG_OPTIONS 0x400000ffu
 
 uint64_t kvm_hv_reference_time(struct kvm *);
+/* hyperv_eventfd.c: false: no eventfd has this connection */
+bool kvm_hv_signal_eventfd(struct kvm *, uint32_t conn_id);
 uint32_t kvm_hv_vp_index(const struct kvm_vcpu *);
 /* hyperv_synic.c */
 int kvm_hv_synic_get(struct kvm_vcpu *, uint32_t index, uint64_t *data, bool host);

@@ -4,6 +4,7 @@
 #ifndef KVM_IOCTL_H
 #define KVM_IOCTL_H
 
+#include <linux/kvm_para.h>
 #include "kvm_host.h"
 #include "params.h"
 
@@ -86,6 +87,13 @@ long kvm_ioctl(struct kvm_file *, unsigned long request, unsigned long arg);
 /* A reason in words for the trace; returns err. Used as: return because(-EINVAL, "slot %u: ...", id). */
 #define because(err, ...) (unlikely(kvm_trace_mask & TRACE_IOCTL) ? (kvm_reason(__VA_ARGS__), (err)) : (err))
 void kvm_reason(const char *format, ...) __attribute__((format(printf, 1, 2)));
+
+/* MONITOR and MWAIT are no-ops, and there are no C-state MSRs to let through. */
+#define KVM_X86_DISABLE_EXITS_OFFERED (KVM_X86_DISABLE_EXITS_HLT | KVM_X86_DISABLE_EXITS_PAUSE)
+#define KVM_EXIT_HYPERCALL_VALID_MASK (1u << KVM_HC_MAP_GPA_RANGE)
+
+/* ioctl_system.c: KVM_GET_SUPPORTED_HV_CPUID of both descriptors */
+long ioctl_get_hv_cpuid(struct ioctl_call *);
 
 /* ---- capabilities (capabilities.c) ---- */
 long kvm_check_extension(struct kvm *, long cap); /* kvm NULL: on the system descriptor */

@@ -89,7 +89,8 @@ static long sys_get_emulated_cpuid(struct ioctl_call *c)
     return get_cpuid(c, true);
 }
 
-static long sys_get_hv_cpuid(struct ioctl_call *c)
+/* Of a vCPU too */
+long ioctl_get_hv_cpuid(struct ioctl_call *c)
 {
     struct kvm_cpuid2 *head = c->data;
     int nent = (int)c->tail_count, r = kvm_get_hv_cpuid(c->tail, &nent);
@@ -141,7 +142,7 @@ const struct ioctl_row system_ioctls[] = {
     ROW_TAIL(KVM_GET_SUPPORTED_CPUID, INOUT, struct kvm_cpuid2, CPUID_TAIL, sys_get_supported_cpuid, KVM_CAP_EXT_CPUID),
     ROW_TAIL(KVM_GET_EMULATED_CPUID, INOUT, struct kvm_cpuid2, CPUID_TAIL, sys_get_emulated_cpuid,
              KVM_CAP_EXT_EMUL_CPUID),
-    ROW_TAIL(KVM_GET_SUPPORTED_HV_CPUID, INOUT, struct kvm_cpuid2, CPUID_TAIL, sys_get_hv_cpuid,
+    ROW_TAIL(KVM_GET_SUPPORTED_HV_CPUID, INOUT, struct kvm_cpuid2, CPUID_TAIL, ioctl_get_hv_cpuid,
              KVM_CAP_SYS_HYPERV_CPUID),
     ROW(KVM_X86_GET_MCE_CAP_SUPPORTED, OUT, uint64_t, sys_get_mce_cap, KVM_CAP_MCE),
     ROW(KVM_GET_DEVICE_ATTR, IN, struct kvm_device_attr, sys_get_device_attr, KVM_CAP_SYS_ATTRIBUTES),

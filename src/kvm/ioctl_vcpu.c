@@ -262,17 +262,6 @@ static long vcpu_get_cpuid2(struct ioctl_call *c)
     return 0;
 }
 
-static long vcpu_get_hv_cpuid(struct ioctl_call *c)
-{
-    struct kvm_cpuid2 *head = c->data;
-    int nent = (int)c->tail_count, r = kvm_get_hv_cpuid(c->tail, &nent);
-
-    if (r)
-        return because(r, "room for %u entries", c->tail_count);
-    head->nent = c->tail_count = (uint32_t)nent;
-    return 0;
-}
-
 /* The count of MSRs that were taken: the first that is refused ends it. */
 static long vcpu_get_msrs(struct ioctl_call *c)
 {
@@ -466,7 +455,7 @@ const struct ioctl_row vcpu_ioctls[] = {
     ROW_TAIL(KVM_SET_CPUID2, IN, struct kvm_cpuid2, CPUID_TAIL(kvm_cpuid2, kvm_cpuid_entry2, IN), vcpu_set_cpuid2,
              KVM_CAP_EXT_CPUID),
     ROW_TAIL(KVM_GET_CPUID2, INOUT, struct kvm_cpuid2, CPUID_OUT, vcpu_get_cpuid2, KVM_CAP_EXT_CPUID),
-    ROW_TAIL(KVM_GET_SUPPORTED_HV_CPUID, INOUT, struct kvm_cpuid2, CPUID_OUT, vcpu_get_hv_cpuid, KVM_CAP_HYPERV_CPUID),
+    ROW_TAIL(KVM_GET_SUPPORTED_HV_CPUID, INOUT, struct kvm_cpuid2, CPUID_OUT, ioctl_get_hv_cpuid, KVM_CAP_HYPERV_CPUID),
     ROW(KVM_GET_LAPIC, OUT, struct kvm_lapic_state, vcpu_get_lapic, KVM_CAP_IRQCHIP),
     ROW(KVM_SET_LAPIC, IN, struct kvm_lapic_state, vcpu_set_lapic, KVM_CAP_IRQCHIP),
     ROW(KVM_INTERRUPT, IN, struct kvm_interrupt, vcpu_interrupt, CAP_ALWAYS),

@@ -311,6 +311,17 @@ static long vm_set_msr_filter(struct ioctl_call *c)
     return kvm_set_msr_filter(c->kvm, c->data);
 }
 
+static long vm_hyperv_eventfd(struct ioctl_call *c)
+{
+    return kvm_vm_ioctl_hv_eventfd(c->kvm, c->data);
+}
+
+/* No type of device that a client could ask for is there: VFIO's is the only one on x86. */
+static long vm_create_device(struct ioctl_call *c)
+{
+    return because(-ENODEV, "no device of type %u", ((struct kvm_create_device *)c->data)->type);
+}
+
 static long vm_get_stats_fd(struct ioctl_call *c)
 {
     return kvm_vm_stats_fd(c->kvm);
@@ -357,6 +368,8 @@ const struct ioctl_row vm_ioctls[] = {
     ROW0(KVM_SET_TSC_KHZ, vm_set_tsc_khz, KVM_CAP_VM_TSC_CONTROL),
     ROW0(KVM_GET_TSC_KHZ, vm_get_tsc_khz, KVM_CAP_VM_TSC_CONTROL),
     ROW(KVM_X86_SET_MSR_FILTER, IN, struct kvm_msr_filter, vm_set_msr_filter, KVM_CAP_X86_MSR_FILTER),
+    ROW(KVM_HYPERV_EVENTFD, IN, struct kvm_hyperv_eventfd, vm_hyperv_eventfd, KVM_CAP_HYPERV_EVENTFD),
+    ROW(KVM_CREATE_DEVICE, INOUT, struct kvm_create_device, vm_create_device, CAP_ALWAYS),
     ROW0(KVM_GET_STATS_FD, vm_get_stats_fd, KVM_CAP_BINARY_STATS_FD),
 };
 const unsigned vm_ioctls_count = ARRAY_SIZE(vm_ioctls);

@@ -183,6 +183,8 @@ struct kvm_dest_map {  /* where an interrupt went to: vCPUs by index, and the ve
     uint8_t vector;
 };
 void kvm_dest_map_add(void *dest_map, struct kvm_vcpu *, uint8_t vector);
+int eventfd_id(int fd, uint64_t *id); /* the same for all duplicates; -EBADF, -EINVAL: no eventfd */
+void signal_eventfd(int fd);
 int kvm_irqfd(struct kvm *, const struct kvm_irqfd *);
 int kvm_ioeventfd(struct kvm *, const struct kvm_ioeventfd *);
 int kvm_eventfd_init(struct kvm *);

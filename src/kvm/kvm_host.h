@@ -240,7 +240,7 @@ struct kvm_arch {
     uint64_t last_tsc_nsec, last_tsc_write, last_tsc_khz, cur_tsc_offset;
     size_t mmu_pages, mmu_chunks; /* EPT tables in use, and what holds them */
     void **mmu_chunk;
-    uint32_t disabled_exits;
+    uint32_t disabled_exits; /* KVM_X86_DISABLE_EXITS_* */
     struct kvm_vm_hv hv;
     uint64_t disabled_quirks; /* KVM_CAP_DISABLE_QUIRKS2 */
     bool x2apic_format, x2apic_broadcast_quirk_disabled, guest_can_read_msr_platform_info;
@@ -248,7 +248,8 @@ struct kvm_arch {
     uint32_t user_space_msr_mask;
     _Atomic(struct kvm_msr_filter_set *) msr_filter;
     uint32_t max_vcpu_ids;
-    bool bus_lock_exit, notify_vmexit;
+    uint32_t hypercall_exit_enabled; /* bits by hypercall number */
+    bool exit_on_emulation_error;
 };
 
 struct kvm {
@@ -400,6 +401,8 @@ int kvm_hv_hypercall(struct kvm_vcpu *);
 void kvm_hv_interrupt_taken(struct kvm_vcpu *, int vector);
 int kvm_hv_activate_synic(struct kvm_vcpu *, bool dont_zero_pages);
 void kvm_hv_vcpu_free(struct kvm_vcpu *);
+int kvm_vm_ioctl_hv_eventfd(struct kvm *, const struct kvm_hyperv_eventfd *);
+void kvm_hv_vm_free(struct kvm *);
 /* smm.c */
 void enter_smm(struct kvm_vcpu *);
 int kvm_emulate_rsm(struct kvm_vcpu *);                   /* 1: go on */

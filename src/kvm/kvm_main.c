@@ -125,6 +125,7 @@ static void kvm_destroy_vm(struct kvm *kvm)
     kvm_arch_destroy_vm(kvm);
     cpu_domain_destroy(kvm->domain);
     kvm_msr_filter_free(kvm);
+    kvm_hv_vm_free(kvm);
     kvm_memslots_free(kvm);
     kvm_free_vm(kvm);
 }

@@ -60,7 +60,7 @@ void vmx_decache_cr0_cr4(struct kvm_vcpu *);
 int vmx_set_efer(struct kvm_vcpu *, uint64_t);
 /* vmx_inject.c */
 void vmx_inject_exception(struct kvm_vcpu *), vmx_inject_irq(struct kvm_vcpu *), vmx_inject_nmi(struct kvm_vcpu *);
-void vmx_cancel_injection(struct kvm_vcpu *);
+void vmx_cancel_injection(struct kvm_vcpu *), vmx_clear_hlt(struct kvm_vcpu *);
 bool vmx_interrupt_allowed(struct kvm_vcpu *), vmx_nmi_allowed(struct kvm_vcpu *);
 void vmx_enable_irq_window(struct kvm_vcpu *), vmx_enable_nmi_window(struct kvm_vcpu *);
 uint32_t vmx_get_interrupt_shadow(struct kvm_vcpu *);

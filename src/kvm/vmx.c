@@ -295,12 +295,20 @@ static void vmx_load_mmu_pgd(struct kvm_vcpu *vcpu)
     vmcs_write(vcpu, EPT_POINTER, root | EPTP_WB | EPTP_WALK4);
 }
 
+/* PAUSE never exits. A processor that halts in guest mode sleeps until it is kicked. */
+static uint32_t vmx_exec_control(const struct kvm_vcpu *vcpu)
+{
+    const bool hlt_in_guest = vcpu->kvm->arch.disabled_exits & KVM_X86_DISABLE_EXITS_HLT;
+
+    return hlt_in_guest ? vmcs_config.cpu & ~CPU_HLT_EXITING : vmcs_config.cpu;
+}
+
 static void init_vmcs(struct kvm_vcpu *vcpu)
 {
     struct vcpu_vmx *vmx = vcpu->arch.vmx;
 
     vmcs_write(vcpu, PIN_BASED_VM_EXEC_CONTROL, vmcs_config.pin);
-    vmcs_set_cpu_ctl(vcpu, vmcs_config.cpu);
+    vmcs_set_cpu_ctl(vcpu, vmx_exec_control(vcpu));
     vmx_set_secondary(vcpu);
     vmcs_write(vcpu, VM_EXIT_CONTROLS, vmcs_config.exit);
     vmcs_write(vcpu, VM_ENTRY_CONTROLS, vmcs_config.entry & ~ENTRY_IA32E_MODE);

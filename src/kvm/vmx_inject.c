@@ -9,6 +9,14 @@ static bool is_soft_exception(unsigned vector)
     return vector == VEC_BP || vector == VEC_OF;
 }
 
+/* A guest that halted without an exit: what is injected ends it. Some types of event could not be injected otherwise
+ * (SDM 3C, "Checks on Guest Non-Register State"). */
+void vmx_clear_hlt(struct kvm_vcpu *vcpu)
+{
+    if (unlikely(vcpu->kvm->arch.disabled_exits & KVM_X86_DISABLE_EXITS_HLT))
+        vmcs_write(vcpu, GUEST_ACTIVITY_STATE, ACTIVITY_ACTIVE);
+}
+
 void vmx_inject_exception(struct kvm_vcpu *vcpu)
 {
     const struct kvm_queued_exception *ex = &vcpu->arch.exception;
@@ -27,6 +35,7 @@ void vmx_inject_exception(struct kvm_vcpu *vcpu)
     kvm_trace(TRACE_INJECT, "vcpu %d: inject exception %u error %#x", vcpu->vcpu_id, ex->vector,
               ex->has_error_code ? ex->error_code : 0);
     vmcs_write(vcpu, VM_ENTRY_INTR_INFO_FIELD, info);
+    vmx_clear_hlt(vcpu);
 }
 
 void vmx_inject_irq(struct kvm_vcpu *vcpu)
@@ -40,12 +49,14 @@ void vmx_inject_irq(struct kvm_vcpu *vcpu)
     }
     kvm_trace(TRACE_INJECT, "vcpu %d: inject interrupt %#x", vcpu->vcpu_id, irq->nr);
     vmcs_write(vcpu, VM_ENTRY_INTR_INFO_FIELD, info);
+    vmx_clear_hlt(vcpu);
 }
 
 void vmx_inject_nmi(struct kvm_vcpu *vcpu)
 {
     kvm_trace(TRACE_INJECT, "vcpu %d: inject NMI", vcpu->vcpu_id);
     vmcs_write(vcpu, VM_ENTRY_INTR_INFO_FIELD, VEC_NMI | INTR_NMI << 8 | INTR_INFO_VALID);
+    vmx_clear_hlt(vcpu);
 }
 
 bool vmx_get_nmi_mask(struct kvm_vcpu *vcpu)

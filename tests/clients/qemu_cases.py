@@ -165,6 +165,31 @@ def ovmf():
                 q.power_off()
 
 
+def ovmf_smm():
+    """Secure boot's firmware: its variables are written by code in system management mode alone."""
+    code = need("/usr/share/OVMF/OVMF_CODE.secboot.fd")
+    name = "anykvm-was-here"
+    for cpus in (1, 2):
+        with tempfile.TemporaryDirectory() as tmp:
+            shutil.copy("/usr/share/OVMF/OVMF_VARS.fd", tmp + "/vars")
+            flash = ["-global", "driver=cfi.pflash01,property=secure,value=on", "-global", "ICH9-LPC.disable_s3=1",
+                     "-drive", f"if=pflash,unit=0,format=raw,readonly=on,file={code}",
+                     "-drive", f"if=pflash,unit=1,format=raw,file={tmp}/vars"]
+            with Qemu(*flash, machine="q35,smm=on", cpus=cpus) as q:
+                q.console.expect("^Shell> ", 200)
+                q.console.send(f"setvar {name} -guid 12345678-1234-1234-1234-123456789abc -bs -rt -nv =0x2a\r")
+                q.console.expect("^Shell> ", 30)
+                q.console.send("reset -s\r")
+                q.ends()
+            with open(tmp + "/vars", "rb") as f:
+                check("the variable is in the flash", True, name.encode("utf-16-le") in f.read())
+            with Qemu(*flash, *linux(), machine="q35,smm=on", cpus=cpus) as q:
+                c = q.boot(200)
+                c.sh("dmesg | grep -q 'efi: EFI v2'")
+                check("processors", str(cpus), c.sh("nproc"))
+                q.power_off()
+
+
 def sandbox():
     """QEMU's own seccomp filters, all of them"""
     with Qemu(*linux(), "-sandbox", "on,obsolete=deny,elevateprivileges=deny,spawn=deny,resourcecontrol=deny",
@@ -209,5 +234,5 @@ def installer():
         q.monitor("quit")
 
 
-main({"gdb": gdb_stub, "snapshot": snapshot, "migration": migration, "devices": devices, "ovmf": ovmf,
+main({"gdb": gdb_stub, "snapshot": snapshot, "migration": migration, "devices": devices, "ovmf": ovmf, "ovmf-smm": ovmf_smm,
       "sandbox": sandbox, "killed": killed, "installer": installer, "memtest": memtest})

@@ -201,6 +201,22 @@ static void flat_64_bit_guest(void **state)
 }
 
 GUEST64(g_ud, "ud2");
+GUEST16(g_nops, "nop\n nop");
+GUEST16(g_told, "out %al, $0x33");
+
+/* IP does not wrap: the fetch behind the last byte of a segment of 64 KiB is a #GP. */
+static void end_of_the_segment(void **state)
+{
+    struct vm *vm = *state;
+
+    LOAD(vm, 0xfffe, g_nops);
+    LOAD(vm, 0x500, g_told);
+    *(uint32_t *)(vm->ram + 13 * 4) = 0x500;
+    vm_real_mode(vm, 0xfffe);
+    assert_exit(vm, KVM_EXIT_IO);
+    assert_int_equal(vm->run->io.port, 0x33);
+}
+
 static void triple_fault_is_shutdown(void **state)
 {
     struct vm *vm = LONG(state, g_ud); /* the IDT is all zero: #UD, #NP, #DF, shutdown */
@@ -517,6 +533,7 @@ int main(void)
         T(mmio_of_each_width),
         T(mmio_wide_and_crossing),
         T(flat_64_bit_guest),
+        T(end_of_the_segment),
         T(triple_fault_is_shutdown),
         T(page_fault_is_the_guests_own),
         T(interrupt_and_window),

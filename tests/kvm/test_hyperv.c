@@ -4,6 +4,7 @@
 #include "vm.h"
 #include <setjmp.h>
 #include <stdarg.h>
+#include <sys/eventfd.h>
 #include <time.h>
 #include <cmocka.h>
 
@@ -116,6 +117,51 @@ static void hypercalls(void **state)
     expect_port(&vm, 0x11);
     assert_int_equal(vm_regs(&vm, 0).rax, 0x12);
     vm_destroy(&vm);
+}
+
+/* SIGNAL_EVENT of a connection that has an eventfd: no exit; of another, or with an event flag, the client is asked. */
+VM_ASM(signals, 64,
+       IDENTIFY "mov $0x100000, %ebx\n mov $0x1005d, %ecx\n mov $0x4321, %edx\n call *%rbx\n out %al, $0x10\n"
+                "mov $0x1005d, %ecx\n mov $0x4322, %edx\n call *%rbx\n out %al, $0x11\n"
+                "mov $0x1005d, %ecx\n mov $0x100004321, %rdx\n call *%rbx\n out %al, $0x12\n"
+                "mov $0x1005d, %ecx\n mov $0x1004321, %edx\n call *%rbx\n out %al, $0x13\n"
+                "movq $0x4321, 0x103000\n mov $0x5d, %ecx\n mov $0x103000, %edx\n call *%rbx\n out %al, $0x14\n");
+
+static void expect_call(struct vm *vm, uint64_t param)
+{
+    assert_int_equal(vm_run(vm, 0), 0);
+    assert_int_equal(vm->run[0]->exit_reason, KVM_EXIT_HYPERV);
+    assert_int_equal(vm->run[0]->hyperv.type, KVM_EXIT_HYPERV_HCALL);
+    assert_int_equal(vm->run[0]->hyperv.u.hcall.params[0], param);
+    vm->run[0]->hyperv.u.hcall.result = 0x12;
+}
+
+static void events_signal_eventfds(void **state)
+{
+    const int fd = eventfd(0, EFD_NONBLOCK);
+    struct kvm_hyperv_eventfd e = {.conn_id = 0x4321, .fd = fd};
+    struct vm vm = hv_vm(1);
+    uint64_t count = 0;
+
+    VM_MUST(vm_ioctl(vm.fd, KVM_HYPERV_EVENTFD, &e));
+    vm_load(&vm, signals);
+    vm_start_long(&vm, 0);
+    expect_port(&vm, 0x10);
+    assert_int_equal(vm_regs(&vm, 0).rax, 0);
+    assert_int_equal(read(fd, &count, sizeof(count)), sizeof(count));
+    assert_int_equal(count, 1);
+    expect_call(&vm, 0x4322);
+    expect_port(&vm, 0x11);
+    expect_call(&vm, 0x100004321);
+    expect_port(&vm, 0x12);
+    expect_port(&vm, 0x13);
+    assert_int_equal(vm_regs(&vm, 0).rax, 3); /* reserved bits */
+    expect_port(&vm, 0x14);
+    assert_int_equal(vm_regs(&vm, 0).rax, 0);
+    assert_int_equal(read(fd, &count, sizeof(count)), sizeof(count));
+    assert_int_equal(count, 1);
+    vm_destroy(&vm);
+    close(fd);
 }
 
 /* The guest's reading of the page agrees with the MSR, before and after the client sets the clock. */
@@ -252,8 +298,9 @@ static void crash_is_told(void **state)
 int main(void)
 {
     const struct CMUnitTest tests[] = {
-        cmocka_unit_test(leaves),           cmocka_unit_test(hypercalls),       cmocka_unit_test(reference_time),
-        cmocka_unit_test(synthetic_timers), cmocka_unit_test(ipis_and_flushes), cmocka_unit_test(crash_is_told),
+        cmocka_unit_test(leaves),         cmocka_unit_test(hypercalls),       cmocka_unit_test(events_signal_eventfds),
+        cmocka_unit_test(reference_time), cmocka_unit_test(synthetic_timers), cmocka_unit_test(ipis_and_flushes),
+        cmocka_unit_test(crash_is_told),
     };
 
     return cmocka_run_group_tests(tests, NULL, NULL);

@@ -52,6 +52,12 @@ VM_ASM(smi_handler, 16,
        "mov $0xdead, %bx\n xor %esp, %esp\n movb $0x77, %cs:0x4000\n out %al, $0x80\n .byte 0x0f, 0xaa\n hlt\n");
 VM_ASM(smi_move_64, 16, "movl $0x50000, %cs:0xff00\n out %al, $0x81\n .byte 0x0f, 0xaa\n");
 VM_ASM(smi_move_32, 16, "movl $0x50000, %cs:0xfef8\n out %al, $0x81\n .byte 0x0f, 0xaa\n");
+/* Over 64 KiB from its base a 16-bit handler goes on without a jump and with one of 32 bits. */
+VM_ASM(smi_high, 16, "mov $0x12345, %ebp\n jmp *%ebp\n");
+VM_ASM(smi_high_2, 16,
+       "mov $0x80000001, %eax\n cpuid\n mov %edx, %ebx\n out %al, $0x82\n .byte 0x66, 0xe9\n .long 1f - . - 4\n hlt\n "
+       "1: out %al, $0x83\n"
+       ".byte 0x0f, 0xaa\n");
 VM_ASM(guest_64, 64, "1: out %al, $0x10\n out %al, $0x11\n jmp 1b\n");
 VM_ASM(guest_16, 16, "1: out %al, $0x10\n out %al, $0x11\n jmp 1b\n");
 VM_ASM(guest_rsm, 64, ".byte 0x0f, 0xaa\n");
@@ -120,6 +126,24 @@ static void handler_runs_in_its_own_memory(void **state)
     after = vm_sregs(&vm, 0);
     assert_memory_equal(&before, &after, sizeof(before));
     assert_int_equal(events(&vm).smi.smm | events(&vm).nmi.masked, 0);
+    end(&vm);
+}
+
+static void handler_beyond_64k(void **state)
+{
+    struct vm vm = smm_vm();
+
+    extern const uint8_t smi_high[], smi_high_end[], smi_high_2[], smi_high_2_end[];
+    vm_load(&vm, guest_64);
+    PUT(SMRAM, smi_high);
+    memcpy(smram + 0x12345, smi_high_2, (size_t)(smi_high_2_end - smi_high_2));
+    vm_start_long(&vm, 0);
+    expect_port(&vm, 0x10, false);
+    VM_MUST(vm_ioctl(vm.vcpu[0], KVM_SMI, 0));
+    expect_port(&vm, 0x82, true);
+    assert_in_range(vm_regs(&vm, 0).rip, 0x12345, 0x12365);
+    expect_port(&vm, 0x83, true);
+    expect_port(&vm, 0x11, false);
     end(&vm);
 }
 
@@ -229,9 +253,13 @@ static void rsm_elsewhere_is_ud(void **state)
 int main(void)
 {
     const struct CMUnitTest tests[] = {
-        cmocka_unit_test(capabilities),          cmocka_unit_test(handler_runs_in_its_own_memory),
-        cmocka_unit_test(smbase_moves),          cmocka_unit_test(bad_saved_state_shuts_down),
-        cmocka_unit_test(events_carry_the_mode), cmocka_unit_test(rsm_elsewhere_is_ud),
+        cmocka_unit_test(capabilities),
+        cmocka_unit_test(handler_runs_in_its_own_memory),
+        cmocka_unit_test(handler_beyond_64k),
+        cmocka_unit_test(smbase_moves),
+        cmocka_unit_test(bad_saved_state_shuts_down),
+        cmocka_unit_test(events_carry_the_mode),
+        cmocka_unit_test(rsm_elsewhere_is_ud),
     };
 
     return cmocka_run_group_tests(tests, NULL, NULL);
