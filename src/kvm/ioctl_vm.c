@@ -303,7 +303,7 @@ static long vm_set_tsc_khz(struct ioctl_call *c)
 
 static long vm_get_tsc_khz(struct ioctl_call *c)
 {
-    return (long)(c->kvm->arch.default_tsc_khz ? c->kvm->arch.default_tsc_khz : cpu_tsc_khz());
+    return (long)c->kvm->arch.default_tsc_khz;
 }
 
 static long vm_set_msr_filter(struct ioctl_call *c)

@@ -225,13 +225,13 @@ struct kvm_arch {
     struct kvm_ioapic *vioapic;
     struct kvm_pit *vpit;
     _Atomic bool apic_ids_moved; /* some APIC ID is not its vcpu_id */
-    bool irqchip_kernel, irqchip_split;
+    _Atomic bool irqchip_kernel, irqchip_split;
     _Atomic int nr_irqs_reserved;
     uint64_t ept_root[KVM_ADDRESS_SPACE_NUM]; /* hva of the PML4 page (mmu.c) */
     pthread_mutex_t mmu_lock;
     uint64_t tss_addr, identity_map_addr, n_max_mmu_pages;
     int bsp_vcpu_id;
-    uint64_t default_tsc_khz;
+    _Atomic uint64_t default_tsc_khz;
     /* master clock (pvclock.c): kvmclock = kvmclock_offset + master_kernel_ns + ticks since master_cycle_now; one pair
      * for all vCPUs. Under tsc_lock. */
     pthread_mutex_t tsc_lock;

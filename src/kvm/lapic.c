@@ -48,10 +48,16 @@ static void vec_zero(struct kvm_lapic *apic, unsigned base)
         apic_set(apic, base + word * 16, 0);
 }
 
+/* Its vCPU's thread writes it, senders of interrupts read it. */
+static uint64_t read_apic_base(const struct kvm_lapic *apic)
+{
+    return __atomic_load_n(vcpu_apic_base(apic->vcpu), __ATOMIC_RELAXED);
+}
+
 /* ---- modes and identity ---- */
 bool kvm_apic_hw_enabled(const struct kvm_lapic *apic)
 {
-    return *vcpu_apic_base(apic->vcpu) & MSR_IA32_APICBASE_ENABLE;
+    return read_apic_base(apic) & MSR_IA32_APICBASE_ENABLE;
 }
 
 bool kvm_lapic_enabled(struct kvm_vcpu *vcpu)
@@ -61,7 +67,7 @@ bool kvm_lapic_enabled(struct kvm_vcpu *vcpu)
 
 bool apic_x2apic_mode(const struct kvm_lapic *apic)
 {
-    return *vcpu_apic_base(apic->vcpu) & MSR_IA32_APICBASE_X2APIC;
+    return read_apic_base(apic) & MSR_IA32_APICBASE_X2APIC;
 }
 
 /* SDM 3A, "Logical Destination Mode in x2APIC Mode" */
@@ -120,7 +126,7 @@ int kvm_set_apic_base(struct kvm_vcpu *vcpu, uint64_t base, bool host_initiated)
     if (!host_initiated && (((old & mode) == mode && (base & mode) == MSR_IA32_APICBASE_ENABLE) ||
                             ((old & mode) == 0 && (base & mode) == mode)))
         return 1;
-    *vcpu_apic_base(vcpu) = base;
+    __atomic_store_n(vcpu_apic_base(vcpu), base, __ATOMIC_RELAXED);
     if (vcpu_apic(vcpu))
         base_changed(vcpu_apic(vcpu), old, base);
     return 0;
@@ -770,7 +776,7 @@ int kvm_apic_set_state(struct kvm_vcpu *vcpu, const struct kvm_lapic_state *stat
 {
     struct kvm_lapic *apic = vcpu_apic(vcpu);
     struct kvm_lapic_state s = *state;
-    uint32_t tmcct;
+    uint32_t tmcct, word;
     int err;
 
     if (!apic)
@@ -779,7 +785,10 @@ int kvm_apic_set_state(struct kvm_vcpu *vcpu, const struct kvm_lapic_state *stat
     if (err)
         return err;
     ktimer_cancel_sync(&apic->t.timer);
-    memcpy(apic->regs, s.regs, sizeof(s.regs));
+    for (unsigned reg = 0; reg < sizeof(s.regs); reg += sizeof(word)) { /* others look at single registers meanwhile */
+        memcpy(&word, s.regs + reg, sizeof(word));
+        apic_set(apic, reg, word);
+    }
     if (!apic_x2apic_mode(apic))
         set_xapic_id(apic, apic_get(apic, APIC_ID) >> 24);
     set_version(apic);

@@ -52,7 +52,7 @@ int kvm_arch_vcpu_create(struct kvm_vcpu *vcpu)
     const char *engine = kvm_params.engine[0] ? kvm_params.engine : NULL;
     int r;
 
-    cpu_hardened = kvm_params.hardened;
+    __atomic_store_n(&cpu_hardened, kvm_params.hardened, __ATOMIC_RELAXED);
     vcpu->arch.cpu = cpu_create(vcpu->kvm->domain, (unsigned)vcpu->vcpu_id, engine);
     if (!vcpu->arch.cpu)
         return -ENOMEM;

@@ -17,6 +17,12 @@
 #define RESERVE (1ull << 33)
 #define RUNS    8
 #define BUF     8192u
+/* What ends a KVM_RUN. ThreadSanitizer holds signals back until the thread makes a system call that it knows. */
+#ifdef __SANITIZE_THREAD__
+#define BY_SIGNAL 0
+#else
+#define BY_SIGNAL 1
+#endif
 
 #define I(name, shape)     \
     {                      \
@@ -34,6 +40,7 @@ enum shape {
     FILTER,
     IRQFD,
     IOEVENT,
+    HVEVENT,
     ROUTING,
     SIGMASK,
     CAP,
@@ -137,6 +144,7 @@ static const struct {
     I(KVM_SET_PMU_EVENT_FILTER, BYTES),
     I(KVM_RESET_DIRTY_RINGS, WORD),
     I(KVM_CREATE_DEVICE, BYTES),
+    I(KVM_HYPERV_EVENTFD, HVEVENT),
     I(KVM_GET_ONE_REG, BYTES),
     I(KVM_XEN_HVM_CONFIG, WORD),
     I(_IO(KVMIO, 0xfe), WORD),
@@ -297,6 +305,11 @@ static void fill(struct worker *w, enum shape shape, void *buf, size_t size)
         e->flags = (uint32_t)rnd_below(r, 16);
         break;
     }
+    case HVEVENT:
+        u[0] = (uint32_t)rnd_below(r, 4);
+        u[1] = (uint32_t)w->sh->event[rnd_below(r, 2)];
+        u[2] = (uint32_t)rnd_below(r, 3);
+        break;
     case SIGMASK: /* the test's own signal stays open, or nothing would end a KVM_RUN */
         u[0] = one_in(r, 4) ? (uint32_t)rnd_value(r) : 8;
         u[1] &= ~(1u << (SIGUSR1 - 1));
@@ -390,8 +403,11 @@ static void close_one(struct worker *w)
 {
     const int fd = atomic_exchange(&w->sh->fds[rnd_below(&w->r, FDS)], -1);
 
-    if (fd >= 0)
+    if (fd >= 0) {
+        if (!BY_SIGNAL) /* nobody finds it any more, and a thread may be in its KVM_RUN */
+            anykvm_interrupt(fd);
         anykvm_close(fd);
+    }
 }
 
 /* What a hostile writer does to the shared page, and a strange mapping */
@@ -461,6 +477,15 @@ static void *worker(void *opaque)
     return NULL;
 }
 
+static void end_runs(struct shared *sh, struct worker *w)
+{
+    for (unsigned i = 0; BY_SIGNAL && i < THREADS; i++)
+        pthread_kill(w[i].thread, SIGUSR1);
+    for (unsigned i = 0; !BY_SIGNAL && i < FDS; i++)
+        if (sh->fds[i] >= 0)
+            anykvm_interrupt(sh->fds[i]);
+}
+
 /* ---- a case ---- */
 static void on_signal(int sig)
 {
@@ -469,6 +494,7 @@ static void on_signal(int sig)
 
 static void setup(struct shared *sh, struct worker *w)
 {
+    struct kvm_enable_cap ring = {.cap = KVM_CAP_DIRTY_LOG_RING, .args = {4096u << rnd_below(&w->r, 3)}};
     int vm, vcpu;
 
     for (unsigned i = 0; i < FDS; i++)
@@ -480,6 +506,8 @@ static void setup(struct shared *sh, struct worker *w)
     fuzz_check(vm >= 0, "KVM_CREATE_VM: %s", strerror(errno));
     if (one_in(&w->r, 2))
         anykvm_ioctl(vm, KVM_CREATE_IRQCHIP, 0);
+    if (one_in(&w->r, 3))
+        anykvm_ioctl(vm, KVM_ENABLE_CAP, &ring);
     for (int i = 0; i < 2; i++) {
         sh->fds[2 + i] = vcpu = anykvm_ioctl(vm, KVM_CREATE_VCPU, i);
         fuzz_check(vcpu >= 0, "KVM_CREATE_VCPU: %s", strerror(errno));
@@ -505,10 +533,9 @@ static void one(uint64_t seed)
     setup(&sh, &w[0]);
     for (unsigned i = 0; i < THREADS; i++)
         pthread_create(&w[i].thread, NULL, worker, &w[i]);
-    while (sh.left > 0) { /* KVM_RUNs end by this signal */
+    while (sh.left > 0) {
         usleep(500);
-        for (unsigned i = 0; i < THREADS; i++)
-            pthread_kill(w[i].thread, SIGUSR1);
+        end_runs(&sh, w);
         fuzz_check(fuzz_now_ns() - start < 60ull * 1000000000, "threads hang");
     }
     for (unsigned i = 0; i < THREADS; i++)
