@@ -74,7 +74,7 @@ int kvm_params_set(const char *text, const char **bad)
     return 0;
 }
 
-static bool set_by_call;
+static bool set_by_call, environment_read;
 
 int anykvm_set_params(const char *text, const char **bad)
 {
@@ -91,6 +91,7 @@ int kvm_params_init(void)
     const struct kvm_params asked = kvm_params;
     const char *text = getenv("ANYKVM_PARAMS"), *bad = NULL;
 
+    environment_read = true;
     if (text && kvm_params_set(text, &bad)) {
         fprintf(stderr,
                 "anykvm: ANYKVM_PARAMS: \"%s\" is no parameter or has no such value; known: ept vpid nested "
@@ -123,6 +124,8 @@ static const char *engine_in_force(void)
 
 int anykvm_describe(char *buf, size_t size)
 {
+    if (!environment_read) /* the device has not been opened yet */
+        kvm_params_init();
     return snprintf(
         buf, size, "version=%s\nvendor=%s\nengine=%s\nept=%c\nvpid=%c\nnested=%c\nunrestricted_guest=%c\nhardened=%c\n",
         anykvm_version(), "kvm_intel", engine_in_force(), kvm_params.ept ? 'Y' : 'N', kvm_params.vpid ? 'Y' : 'N',

@@ -22,7 +22,7 @@ static uintptr_t sites[SITES_MAX]; /* ascending; complete before the first one i
 static unsigned site_count;
 
 /* ---- the answer ---- */
-static bool vendor_is_amd(void)
+bool shim_vendor_is_amd(void)
 {
     uint32_t a, b, c, d;
 
@@ -35,18 +35,18 @@ static void answer(uint32_t *a, uint32_t *b, uint32_t *c, uint32_t *d)
     const uint32_t leaf = *a, subleaf = *c;
 
     __cpuid_count(leaf, subleaf, *a, *b, *c, *d);
-    if (leaf == 1 && !vendor_is_amd())
+    if (leaf == 1 && !shim_vendor_is_amd())
         *c |= VMX_BIT;
-    else if (leaf == 0x80000001 && vendor_is_amd())
+    else if (leaf == 0x80000001 && shim_vendor_is_amd())
         *c |= SVM_BIT;
 }
 
-static bool bit_is_there(void)
+bool shim_cpuid_has_bit(void)
 {
-    uint32_t a = vendor_is_amd() ? 0x80000001 : 1, b, c = 0, d;
+    uint32_t a = shim_vendor_is_amd() ? 0x80000001 : 1, b, c = 0, d;
 
     __cpuid_count(a, c, a, b, c, d);
-    return c & (vendor_is_amd() ? SVM_BIT : VMX_BIT);
+    return c & (shim_vendor_is_amd() ? SVM_BIT : VMX_BIT);
 }
 
 bool shim_cpuid_answer(ucontext_t *uc)
@@ -254,6 +254,6 @@ __attribute__((constructor)) static void cpuid_init(void)
 {
     const char *wish = getenv("ANYKVM_CPUID");
 
-    if ((!wish || strcmp(wish, "off")) && !bit_is_there())
+    if ((!wish || strcmp(wish, "off")) && !shim_cpuid_has_bit())
         dl_iterate_phdr(on_program, wish && !strcmp(wish, "on") ? (void *)1 : NULL);
 }

@@ -44,12 +44,13 @@ __sighandler_t __sysv_signal(int, __sighandler_t), bsd_signal(int, __sighandler_
     X(close)                                                                                                           \
     X(close_range)                                                                                                     \
     X(closefrom)                                                                                                       \
-    X(dup) X(dup2) X(dup3) X(fcntl) X(fcntl64) X(ioctl) X(open) X(open64) X(openat) X(openat64) X(__open_2)            \
-        X(__open64_2) X(__openat_2) X(__openat64_2) X(access) X(eaccess) X(faccessat) X(stat) X(stat64) X(lstat)       \
-            X(lstat64) X(fstat) X(fstat64) X(fstatat) X(fstatat64) X(statx) X(__xstat) X(__xstat64) X(__lxstat)        \
-                X(__lxstat64) X(__fxstatat) X(__fxstatat64) X(sigaction) X(pthread_sigmask) X(sigprocmask) X(execve)   \
-                    X(execvpe) X(pthread_cancel) X(posix_spawn) X(posix_spawnp) X(fopen) X(fopen64) X(fclose) X(prctl) \
-                        X(syscall) X(__fxstat) X(__fxstat64)
+    X(dup)                                                                                                             \
+    X(dup2) X(dup3) X(fcntl) X(fcntl64) X(ioctl) X(open) X(open64) X(openat) X(openat64) X(__open_2) X(__open64_2)     \
+        X(__openat_2) X(__openat64_2) X(access) X(eaccess) X(faccessat) X(stat) X(stat64) X(lstat) X(lstat64) X(fstat) \
+            X(fstat64) X(fstatat) X(fstatat64) X(statx) X(__xstat) X(__xstat64) X(__lxstat) X(__lxstat64)              \
+                X(__fxstatat) X(__fxstatat64) X(sigaction) X(pthread_sigmask) X(sigprocmask) X(execve) X(execvpe)      \
+                    X(pthread_cancel) X(posix_spawn) X(posix_spawnp) X(fopen) X(fopen64) X(fclose) X(prctl) X(syscall) \
+                        X(__fxstat) X(__fxstat64)
 
 enum real_name {
 #define X(name) REAL_##name,
@@ -69,6 +70,13 @@ static inline void *shim_function(enum real_name which)
 int shim_kvm_ioctl(int fd, unsigned long request, void *arg); /* cancel.c */
 /* Does the path, seen from dirfd, name /dev/kvm? */
 bool shim_is_kvm(int dirfd, const char *path);
+
+/* ---- other files of KVM's (files.c) ---- */
+enum shim_file { FILE_OTHER, FILE_OURS, FILE_FOLDER, FILE_CHANGED /* the system's, with something added */ };
+enum shim_file shim_file(const char *path);
+int shim_file_open(const char *path, int flags);
+bool shim_cpuid_has_bit(void); /* cpuid.c: the processor itself says VMX or SVM */
+bool shim_vendor_is_amd(void);
 
 /* ---- CPUID instructions of the client that we answer for (cpuid.c) ---- */
 bool shim_cpuid_active(void);

@@ -16,6 +16,7 @@ done
 if ! grep -qwE 'vmx|svm' /proc/cpuinfo; then
     "$ANYKVM" exec --cpuid=off -- "$3" 2>/dev/null
     check "client that looks at its CPUID, --cpuid=off" 2 $?
+    check "cpuinfo, --cpuid=off" 0 "$("$ANYKVM" exec --cpuid=off -- grep -cwE 'vmx|svm' /proc/cpuinfo)"
 fi
 "$ANYKVM" exec --cpuid=perhaps "$1" 2>/dev/null
 check "--cpuid=perhaps" 2 $?
@@ -25,6 +26,18 @@ check "arguments" "-a --engine x" "$("$ANYKVM" exec echo -a --engine x)"
 "$ANYKVM" exec -- sh -c 'test -c /dev/kvm && test -r /dev/kvm && test -w /dev/kvm && test ! -x /dev/kvm'
 check "test -c /dev/kvm" 0 $?
 check "stat" "a:e8" "$("$ANYKVM" exec stat -c %t:%T /dev/kvm)"
+module=/sys/module/kvm_intel/parameters
+check "parameters" "Y N Y" "$("$ANYKVM" exec cat $module/ept $module/nested $module/vpid | tr '\n' ' ' | sed 's/ $//')"
+check "--kvm-params in parameters" "N Y" \
+    "$("$ANYKVM" exec --kvm-params vpid=0,nested=1 cat $module/vpid $module/nested | tr '\n' ' ' | sed 's/ $//')"
+"$ANYKVM" exec -- sh -c "test -d /sys/module/kvm && test -f $module/ept && test -r $module/ept && ! test -x $module/ept"
+check "test -f of a parameter" 0 $?
+"$ANYKVM" exec -- sh -c "echo N >$module/ept" 2>/dev/null && { echo "a parameter was written"; fail=1; }
+"$ANYKVM" exec cat $module/no-such-parameter 2>/dev/null && { echo "a parameter that is none"; fail=1; }
+cpus=$(grep -c '^processor' /proc/cpuinfo)
+check "flags in cpuinfo" "$cpus" "$("$ANYKVM" exec grep -cwE 'vmx|svm' /proc/cpuinfo)"
+check "the rest of cpuinfo" "$(sed -E 's/ (vmx|svm)\b//; /MHz/d' /proc/cpuinfo)" \
+    "$("$ANYKVM" exec cat /proc/cpuinfo | sed -E 's/ (vmx|svm)\b//; /MHz/d')"
 text=$("$ANYKVM" exec "$2" 2>&1)
 check "static client" 126 $?
 case $text in *"statically linked"*) ;; *) echo "message for a static client: $text"; fail=1 ;; esac

@@ -60,4 +60,13 @@ def debvm():
             raise Failed(f"debvm-run: status {status}: {text[-2000:]}")
 
 
-main({"libguestfs": libguestfs, "debvm": debvm})
+def libvirt():
+    """virt-host-validate finds the processor able and the device there and accessible."""
+    p = subprocess.run([ANYKVM, "exec", "--engine", ENGINE, "--", need("virt-host-validate"), "qemu"], timeout=60,
+                       stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
+    for what in ("hardware virtualization", "device /dev/kvm exists", "device /dev/kvm is accessible"):
+        if not re.search(rf"{what}\s+: (\x1b\S*)?PASS", p.stdout):
+            raise Failed(f"virt-host-validate: {what}: {p.stdout}")
+
+
+main({"libvirt": libvirt, "libguestfs": libguestfs, "debvm": debvm})
