@@ -3,20 +3,35 @@
 #include "srcu.h"
 #include "os.h"
 #include <sched.h>
-#include <time.h>
+
+/* A section that lasts longer than this has lost its processor, perhaps to the writer: sleep, which lets it run. */
+#define SPINS   64u
+#define LOOK_NS 1000000ull
+
+static void sleep_for_reader(struct srcu *s, _Atomic uint32_t *readers)
+{
+    atomic_store(&s->waited, 1);
+    if (atomic_load(readers))
+        os_futex_wait(&s->waited, 1, os_clock_ns() + LOOK_NS);
+}
+
+/* The writer has little left to do and is to run now, not when this thread's slice is over. */
+void srcu_wake(struct srcu *s)
+{
+    if (atomic_exchange(&s->waited, 0)) {
+        os_futex_wake(&s->waited, 1);
+        sched_yield();
+    }
+}
 
 static void wait_for_readers(struct srcu *s, unsigned phase)
 {
-    const struct timespec pause = {.tv_nsec = 50 * 1000};
-
     for (unsigned i = 0; i < SRCU_SLOTS; i++)
         for (unsigned spin = 0; atomic_load(&s->slot[i].readers[phase]); spin++) {
-            if (spin < 64)
+            if (spin < SPINS)
                 __asm__ volatile("pause"); /* a section is shorter than a system call */
-            else if (spin < 80)
-                sched_yield();
             else
-                nanosleep(&pause, NULL);
+                sleep_for_reader(s, &s->slot[i].readers[phase]);
         }
 }
 

@@ -14,11 +14,14 @@
 struct srcu { /* all zero is its initial state */
     pthread_mutex_t writer;
     _Atomic uint32_t phase;
+    _Atomic uint32_t waited; /* futex word: 1: a writer sleeps until a section ends */
     struct {
         _Atomic uint32_t readers[2];
         char pad[56]; /* a cache line a slot: vCPU threads do not share one */
     } slot[SRCU_SLOTS];
 };
+
+void srcu_wake(struct srcu *);
 
 /* Threads differ in their stack's address: a cheap number that needs no thread-local storage. */
 static inline unsigned srcu_read_lock(struct srcu *s)
@@ -34,6 +37,8 @@ static inline unsigned srcu_read_lock(struct srcu *s)
 static inline void srcu_read_unlock(struct srcu *s, unsigned token)
 {
     atomic_fetch_sub(&s->slot[token / 2].readers[token & 1], 1);
+    if (__builtin_expect(atomic_load(&s->waited), 0))
+        srcu_wake(s);
 }
 
 /* Every section that began before the call has ended when it returns. Not to be called in a section, nor with a lock

@@ -9,16 +9,23 @@
  *
  * No libc here between entry and exit of guest mode: system calls are made directly. */
 #include "mem/mem_int.h"
+#include <linux/futex.h>
 #include <stdlib.h>
 #include <sys/syscall.h>
 #include <time.h>
 
-static long sys2(long nr, long a, long b)
+static long sys4(long nr, long a, long b, long c, long d)
 {
+    register long r10 __asm__("r10") = d;
     long ret;
 
-    __asm__ volatile("syscall" : "=a"(ret) : "a"(nr), "D"(a), "S"(b) : "rcx", "r11", "memory");
+    __asm__ volatile("syscall" : "=a"(ret) : "a"(nr), "D"(a), "S"(b), "d"(c), "r"(r10) : "rcx", "r11", "memory");
     return ret;
+}
+
+static long sys2(long nr, long a, long b)
+{
+    return sys4(nr, a, b, 0, 0);
 }
 
 /* The other side polls at block ends, so it is here within microseconds unless it does not have a host cpu. */
@@ -38,6 +45,29 @@ static void back_off(unsigned *tries)
 
 /* ---- waiting ---- */
 
+/* A cpu that has not passed after microseconds has lost its host cpu, perhaps to this very thread: sleep, which lets it
+ * run, and be woken. */
+static void sleep_until_passed(struct mem_unit *m, uint64_t epoch, bool protect)
+{
+    const struct timespec limit = {.tv_nsec = 1000000};
+
+    atomic_store(&m->waited, 1);
+    if (atomic_load(&m->cpu->epoch) == epoch && !(protect && atomic_load(&m->waiting)))
+        sys4(SYS_futex, (long)&m->waited, FUTEX_WAIT_PRIVATE, 1, (long)&limit);
+}
+
+/* The other side, after a change of the epoch. Who waits has little left to do and is to run now, not when this
+ * thread's slice is over. */
+static void wake_waiters(struct mem_unit *m)
+{
+    if (likely(!atomic_load(&m->waited)))
+        return;
+    if (atomic_exchange(&m->waited, 0)) {
+        sys4(SYS_futex, (long)&m->waited, FUTEX_WAKE_PRIVATE, CPU_MAX, 0);
+        sys2(SYS_sched_yield, 0, 0);
+    }
+}
+
 /* Until m's cpu has passed a safepoint or is outside of guest mode. protect: waiting in a protection counts too. */
 static void wait_for(struct mem_unit *m, bool protect)
 {
@@ -48,7 +78,10 @@ static void wait_for(struct mem_unit *m, bool protect)
         if (protect && atomic_load(&m->waiting))
             return;
         cpu_attend(m->cpu, ATT_EPOCH);
-        back_off(&tries);
+        if (tries++ < 64)
+            __asm__ volatile("pause");
+        else
+            sleep_until_passed(m, epoch, protect);
     }
 }
 
@@ -205,6 +238,7 @@ void mem_guest_enter(struct cpu *cpu)
 void mem_guest_leave(struct cpu *cpu)
 {
     atomic_fetch_add(&cpu->epoch, 1);
+    wake_waiters(cpu->mem);
 }
 
 void mem_poll(struct cpu *cpu)
@@ -222,6 +256,7 @@ void mem_poll(struct cpu *cpu)
         return;
     }
     atomic_fetch_add(&cpu->epoch, 2);
+    wake_waiters(cpu->mem);
 }
 
 void cpu_epoch_wait(struct cpu_domain *d)
@@ -261,6 +296,7 @@ void mem_protect_host_page(struct cpu_domain *d, struct cpu *self, hva_t page)
         if (holders & 1ull << (self->mem->index & 63))
             tlb_drop_writes(self->mem, page);
         atomic_store(&self->mem->waiting, true);
+        wake_waiters(self->mem);
     }
     for (unsigned i = 0; i < n; i++) {
         struct mem_unit *m = atomic_load(&sh->unit[i]);

@@ -111,8 +111,9 @@ struct mem_unit {
     uint64_t huge; /* the same for 1 GB pages */
     struct io_page io[IO_PAGES];
     struct mem_requests req;
-    _Atomic bool waiting;  /* at an instruction boundary, waiting for others in mem_protect_host_page() */
-    struct emul_ctx *emul; /* allocated at the first cpu_emulate() */
+    _Atomic uint32_t waited; /* futex word: 1: somebody sleeps until this cpu passes a safepoint */
+    _Atomic bool waiting;    /* at an instruction boundary, waiting for others in mem_protect_host_page() */
+    struct emul_ctx *emul;   /* allocated at the first cpu_emulate() */
     struct emul_move move;
 };
 
