@@ -125,7 +125,8 @@ struct cpu {
     bool step_taken;              /* debug.c: an event was delivered or TF was cleared: no single-step trap after it */
     const struct insn *task_insn; /* far.c: the instruction that switches tasks, for the exit's length; NULL: a gate */
     bool rf_before;               /* debug.c: RFLAGS.RF was 1 before the instruction: it is cleared after it */
-    _Alignas(64) uint8_t bounce[128]; /* an engine's: both ends of a read over two pages */
+    _Alignas(64) uint8_t bounce[128]; /* an engine's: both ends of an access over two pages */
+    uint64_t bounce_gva, bounce_word[2];
     struct {
         uint64_t guest, host, first;
     } pair; /* an engine's: stacks of translated code and of who runs it; where the former begins */

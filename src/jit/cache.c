@@ -212,12 +212,16 @@ static void emit_neighbours(struct jit *j, struct emit *e, bool write)
     e1(e, 0xc3);
 }
 
-static void emit_bounce_word(struct emit *e, uint8_t page)
+static void emit_bounce_word(struct emit *e, uint8_t page, bool write)
 {
     e_pext(e, H_RAX, page, rm_cpu(CPU_HOT(HOT_MASK)));
     e_lea(e, H_RAX, (struct rm){.mem = true, .reg = H_RAX, .index = H_RAX});
     e_mov_load(e, H_RAX,
-               (struct rm){.mem = true, .reg = H_R15, .index = H_RAX, .scale = 3, .disp = CPU_SPAN - FLAT_BASE});
+               (struct rm){.mem = true,
+                           .reg = H_R15,
+                           .index = H_RAX,
+                           .scale = 3,
+                           .disp = (int32_t)CPU_SPAN - FLAT_BASE + (write ? 8 : 0)});
     e_test_reg(e, H_RAX);
 }
 
@@ -230,37 +234,105 @@ static void emit_bounce_copy(struct emit *e, int32_t from)
     }
 }
 
+static void emit_bounce_begin(struct emit *e)
+{
+    e_push(e, H_RAX);
+    e_push(e, H_RDX);
+    e_lea(e, H_RDX, rm_mem(T0, 64));
+    e_op(e, EF_W, 0, 0x81, 4, rm_reg(H_RDX)); /* and rdx, -4096: where the second page begins */
+    e4(e, (uint32_t)-4096);
+}
+
+static void emit_bounce_return(struct emit *e, uint32_t result)
+{
+    e_mov_imm32(e, T1, result);
+    e_pop(e, H_RDX);
+    e_pop(e, H_RAX);
+    e1(e, 0xc3);
+}
+
+static void emit_bounce_done(struct emit *e)
+{
+    e_op(e, EF_W, 0, 0x2b, T0, rm_reg(H_RDX)); /* sub */
+    e_lea(e, T0, (struct rm){.mem = true, .reg = H_R15, .index = T0, .disp = CPU(bounce) + 64});
+    emit_bounce_return(e, 0);
+}
+
 /* T0 = linear address of a read of at most 64 bytes over two pages. Both pages are there: T0 = host address of a copy
  * with the same low 6 bits, rcx = 0. Else rcx is not 0. Flags are lost. A host fault inside leads to bounce_end. */
 static void emit_bounce(struct jit *j, struct emit *e)
 {
     uint8_t *none[2];
 
-    j->bounce = e->w - j->rw;
-    e_push(e, H_RAX);
-    e_push(e, H_RDX);
-    e_lea(e, H_RDX, rm_mem(T0, 64));
-    e_op(e, EF_W, 0, 0x81, 4, rm_reg(H_RDX)); /* and rdx, -4096: where the second page begins */
-    e4(e, (uint32_t)-4096);
-    emit_bounce_word(e, H_RDX);
+    j->bounce[0] = e->w - j->rw;
+    emit_bounce_begin(e);
+    emit_bounce_word(e, H_RDX, false);
     none[0] = e_jcc_later(e, 4);
     emit_bounce_copy(e, 0);
-    emit_bounce_word(e, T0);
+    emit_bounce_word(e, T0, false);
     none[1] = e_jcc_later(e, 4);
     emit_bounce_copy(e, -64);
-    e_op(e, EF_W, 0, 0x2b, T0, rm_reg(H_RDX)); /* sub */
-    e_lea(e, T0, (struct rm){.mem = true, .reg = H_R15, .index = T0, .disp = CPU(bounce) + 64});
-    e_mov_imm32(e, T1, 0);
-    e_pop(e, H_RDX);
-    e_pop(e, H_RAX);
-    e1(e, 0xc3);
+    emit_bounce_done(e);
     j->bounce_end = e->w - j->rw;
     e_fix32(e, none[0], e->w);
     e_fix32(e, none[1], e->w);
-    e_mov_imm32(e, T1, 1);
-    e_pop(e, H_RDX);
-    e_pop(e, H_RAX);
+    emit_bounce_return(e, 1);
+}
+
+/* The same for a write, which is made to the buffer: nothing is copied yet, both words are kept. */
+static void emit_bounce_write(struct jit *j, struct emit *e)
+{
+    j->bounce[1] = e->w - j->rw;
+    emit_bounce_begin(e);
+    for (unsigned second = 2; second--;) {
+        emit_bounce_word(e, second ? H_RDX : T0, true);
+        e_fix32(e, e_jcc_later(e, 4), j->rw + j->bounce_end);
+        e_mov_store(e, rm_cpu(CPU(bounce_word) + 8 * (int32_t)second), H_RAX);
+    }
+    e_mov_store(e, rm_cpu(CPU(bounce_gva)), T0);
+    emit_bounce_done(e);
+}
+
+static const uint8_t out_saved[] = {H_RAX, H_RDX, H_RSI, H_RDI};
+
+static void emit_out_return(struct emit *e, uint32_t result)
+{
+    e_mov_imm32(e, T1, result);
+    for (unsigned i = sizeof(out_saved); i--;)
+        e_pop(e, out_saved[i]);
     e1(e, 0xc3);
+}
+
+/* ecx bytes at T0, in the buffer, to where bounce_gva and bounce_word say: rcx = 0. Where a host page is not there (a
+ * host fault leads to bounce_out_end) nothing is written and rcx is not 0. Flags are lost. */
+static void emit_bounce_out(struct jit *j, struct emit *e)
+{
+    j->bounce_out = e->w - j->rw;
+    for (unsigned i = 0; i < sizeof(out_saved); i++)
+        e_push(e, out_saved[i]);
+    e_op(e, 0, 0, 0x8b, H_RDX, rm_reg(T1));
+    e_mov_load(e, H_RDI, rm_cpu(CPU(bounce_gva)));
+    e_lea(e, H_RAX, rm_mem(H_RDI, 64));
+    e_op(e, EF_W, 0, 0x81, 4, rm_reg(H_RAX)); /* and rax, -4096: the second page */
+    e4(e, (uint32_t)-4096);
+    e_op(e, EF_W, 0, 0x8b, H_RCX, rm_reg(H_RAX));
+    e_op(e, EF_W, 0, 0x2b, H_RCX, rm_reg(H_RDI)); /* bytes in the first */
+    e_op(e, 0, 0, 0x2b, H_RDX, rm_reg(H_RCX));    /* ... in the second */
+    e_op(e, EF_W, 0, 0x03, H_RAX, rm_cpu(CPU(bounce_word) + 8));
+    e_op(e, EF_LOCK, 0, 0x80, 1, rm_mem(H_RAX, -1)); /* or byte, 0: may it be written? */
+    e1(e, 0);
+    e_op(e, EF_W, 0, 0x03, H_RDI, rm_cpu(CPU(bounce_word)));
+    e_lea(e, H_RDI, rm_mem(H_RDI, -1));
+    e_op(e, EF_W, 0, 0x8b, H_RSI, rm_reg(T0));
+    e1(e, 0xf3); /* rep movsb */
+    e1(e, 0xa4);
+    e_lea(e, H_RDI, rm_mem(H_RAX, -1));
+    e_op(e, 0, 0, 0x8b, H_RCX, rm_reg(H_RDX));
+    e1(e, 0xf3);
+    e1(e, 0xa4);
+    emit_out_return(e, 0);
+    j->bounce_out_end = e->w - j->rw;
+    emit_out_return(e, 1);
 }
 
 void cache_trampolines(struct jit *j)
@@ -272,6 +344,8 @@ void cache_trampolines(struct jit *j)
     emit_neighbours(j, &e, false);
     emit_neighbours(j, &e, true);
     emit_bounce(j, &e);
+    emit_bounce_write(j, &e);
+    emit_bounce_out(j, &e);
     pair_trampolines(j, &e);
     j->base = (e.w - j->rw + 63) & ~63u;
     j->used = j->base;

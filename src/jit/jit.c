@@ -878,8 +878,8 @@ static int jit_fault(struct cpu *cpu, int sig, void *siginfo, void *ucontext)
 
     if (off >= j->used)
         return 0;
-    if (off >= j->bounce && off < j->bounce_end) {
-        regs[16] = (greg_t)(j->rx + j->bounce_end);
+    if (off >= j->bounce[0] && off < j->bounce_out_end) {
+        regs[16] = (greg_t)(j->rx + (off < j->bounce_end ? j->bounce_end : j->bounce_out_end));
         return 1;
     }
     while (lo < hi) {

@@ -145,9 +145,10 @@ struct jit {
     uint32_t cold_low;           /* ... down to here */
     uint32_t enter, leave, slow; /* trampolines' offsets */
     uint32_t pair_other, pair_none;
-    void *pairs;                 /* the stack of translated code */
-    uint32_t neighbours[2];      /* ... for reading, writing */
-    uint32_t bounce, bounce_end; /* ... and where it gives up */
+    void *pairs;                    /* the stack of translated code */
+    uint32_t neighbours[2];         /* ... for reading, writing */
+    uint32_t bounce[2], bounce_end; /* ... for reading, writing, and where they give up */
+    uint32_t bounce_out, bounce_out_end;
     struct jit_desc *desc;
     uint32_t ndesc;
     struct jit_site *site;

@@ -40,7 +40,8 @@ struct tr_stub { /* out of line: ecx = descriptor; jump to slow */
     int32_t hot;   /* ... a word of the cpu */
     struct tr_ea ea;
     uint8_t *back;
-    uint8_t *bounced; /* CROSS: a read of a copy goes on here, T0 is its host address; NULL: it cannot */
+    uint8_t *bounced; /* CROSS: the access itself, T0 is its host address: may be one of a copy; NULL: it cannot */
+    uint8_t *behind;  /* ... a write's end */
     uint8_t *from[8]; /* 32-bit displacements that lead here */
     unsigned nfrom;
     uint8_t *placed;
@@ -87,7 +88,7 @@ struct tr_edge { /* a 32-bit displacement that leads to a block of the unit */
     bool inner;
 };
 
-#define TR_STUBS   2048
+#define TR_STUBS   1600
 #define INSN_STUBS 10u /* no instruction has more */
 struct tr {
     struct jit *j;

@@ -105,15 +105,14 @@ void tr_values_step(struct tr_values *v, const struct insn *in)
     for (unsigned n = 0; n < in->nops; n++)
         if ((in->o[n].kind == OPK_REG || in->o[n].kind == OPK_REG8H) && (in->o[n].rw & OPND_W))
             value_new(v, in->o[n].reg & 15);
-    if (effect == VECTOR) { /* PCMPESTRI and its like have hidden ones */
+    if (in->op == OP_PCMPESTRI || in->op == OP_PCMPISTRI || in->op == OP_VPCMPESTRI || in->op == OP_VPCMPISTRI)
+        value_new(v, R_RCX); /* hidden */
+    else if (in->op == OP_FNSTSW)
         value_new(v, R_RAX);
-        value_new(v, R_RCX);
-        value_new(v, R_RDX);
-    } else if (effect == PUSH) {
+    else if (effect == PUSH)
         value_move(v, R_RSP, R_RSP, -8);
-    } else if (effect == POP && !(in->nops && in->o[0].kind == OPK_REG && in->o[0].reg == R_RSP)) {
+    else if (effect == POP && !(in->nops && in->o[0].kind == OPK_REG && in->o[0].reg == R_RSP))
         value_move(v, R_RSP, R_RSP, 8);
-    }
 }
 
 /* ---- accesses ---- */

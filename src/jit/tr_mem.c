@@ -178,6 +178,7 @@ static void check_crossing_no_flags(struct tr *t, unsigned size, bool write, boo
     s = tr_stub_new(t, tr_slow(t)->desc);
     s->kind = STUB_CROSS_FLAGS;
     gives_up(t, s, group);
+    t->crossing = group ? NULL : s;
     s->size = size;
     s->write = write;
     e_pext_rip(&t->e, T1, T0, slot_address(t, 1 + bits, offsetof(struct jit_slot, word)));
@@ -583,13 +584,27 @@ static void jcc_to(struct tr *t, unsigned cc, unsigned stub)
         tr_jcc_stub(t, cc, to);
 }
 
+static void call(struct tr *t, uint32_t trampoline)
+{
+    e1(&t->e, 0xe8);
+    e4(&t->e, (uint32_t)((uint64_t)(t->j->rx + trampoline) - (e_here(&t->e) + 4)));
+}
+
+static void call_keeping(struct tr *t, uint32_t trampoline, bool flags)
+{
+    if (flags)
+        e1(&t->e, 0x9c); /* pushfq */
+    call(t, trampoline);
+    if (flags)
+        e1(&t->e, 0x9d);
+}
+
 static void call_neighbours(struct tr *t, const struct tr_stub *s)
 {
     struct emit *e = &t->e;
 
     e_mov_imm32(e, T1, s->size - 1);
-    e1(e, 0xe8); /* call */
-    e4(e, (uint32_t)((uint64_t)(t->j->rx + t->j->neighbours[s->write]) - (e_here(e) + 4)));
+    call(t, t->j->neighbours[s->write]);
 }
 
 static void give_up(struct tr *t, const struct tr_stub *s)
@@ -600,6 +615,34 @@ static void give_up(struct tr *t, const struct tr_stub *s)
         tr_slow_exit(t, s->desc);
 }
 
+/* T0 = linear address of an access to two pages that are no neighbours: it is made to a copy, or given up. */
+static void by_copy(struct tr *t, const struct tr_stub *s, bool flags)
+{
+    struct emit *e = &t->e;
+    uint8_t *copied, *done;
+
+    if (!s->bounced) {
+        give_up(t, s);
+        return;
+    }
+    call_keeping(t, t->j->bounce[s->write], flags);
+    copied = e_jrcxz_later(e);
+    give_up(t, s);
+    e_fix8(copied, e->w);
+    if (!s->write) {
+        e_jmp(e, (uint64_t)s->bounced + e->bias);
+        return;
+    }
+    memcpy(e->w, s->bounced, (size_t)(s->behind - s->bounced));
+    e->w += s->behind - s->bounced;
+    e_mov_imm32(e, T1, s->size);
+    call_keeping(t, t->j->bounce_out, flags);
+    done = e_jrcxz_later(e);
+    tr_slow_exit(t, s->desc);
+    e_fix8(done, e->w);
+    e_jmp(e, (uint64_t)s->behind + e->bias);
+}
+
 /* T0 is the last byte's address; flags are untouched. */
 static void cross_flags(struct tr *t, const struct tr_stub *s)
 {
@@ -608,10 +651,10 @@ static void cross_flags(struct tr *t, const struct tr_stub *s)
 
     e_lea(e, T0, rm_mem(T0, -(int32_t)s->size + 1));
     call_neighbours(t, s);
-    e_lea(e, T0, rm_mem(T0, (int32_t)s->size - 1));
     same = e_jrcxz_later(e);
-    give_up(t, s);
+    by_copy(t, s, true);
     e_fix8(same, e->w);
+    e_lea(e, T0, rm_mem(T0, (int32_t)s->size - 1));
     e_jmp(e, (uint64_t)s->back + e->bias);
 }
 
@@ -619,7 +662,7 @@ static void cross_flags(struct tr *t, const struct tr_stub *s)
 static void cross(struct tr *t, const struct tr_stub *s)
 {
     struct emit *e = &t->e;
-    uint8_t *inside, *same, *copied = NULL;
+    uint8_t *inside, *same;
 
     if (s->ea.near)
         emit_near(t, &s->ea, T0, 0);
@@ -631,16 +674,7 @@ static void cross(struct tr *t, const struct tr_stub *s)
     inside = e_jcc_later(e, 3); /* not below: its last byte lies in the page of its first */
     call_neighbours(t, s);
     same = e_jrcxz_later(e);
-    if (s->bounced) {
-        e1(e, 0xe8); /* call */
-        e4(e, (uint32_t)((uint64_t)(t->j->rx + t->j->bounce) - (e_here(e) + 4)));
-        copied = e_jrcxz_later(e);
-    }
-    give_up(t, s);
-    if (copied) {
-        e_fix8(copied, e->w);
-        e_jmp(e, (uint64_t)s->bounced + e->bias);
-    }
+    by_copy(t, s, false);
     e_fix32(e, inside, e->w);
     e_fix8(same, e->w);
     if (s->back_reg == T1)

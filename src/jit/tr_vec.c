@@ -43,6 +43,12 @@ static void x87_pointers(struct tr *t, const struct native *n)
     e_mov_store(e, UNIT(fip), T0);
 }
 
+/* All of the operand is written, by something that raises nothing of its own. */
+static bool whole_write(const struct native *n)
+{
+    return n->acc == ACC_WRITE && n->mask == NM_NONE && !n->vsib && !n->traps;
+}
+
 /* T0 = host address. A masked operand is taken as a whole: where it lies in one page that is there and allows the
  * access, what the mask says does not matter; everything else is the interpreter's. */
 static bool operand(struct tr *t, const struct native *n)
@@ -55,7 +61,7 @@ static bool operand(struct tr *t, const struct native *n)
         return false;
     if (rm.reg != T0 || rm.index != H_NONE || rm.disp)
         e_lea(&t->e, T0, rm);
-    if (t->crossing && !write && n->mem_size <= sizeof(t->j->cpu->bounce) / 2)
+    if (t->crossing && n->mem_size <= sizeof(t->j->cpu->bounce) / 2 && (!write || whole_write(n)))
         t->crossing->bounced = t->e.w;
     return true;
 }
@@ -76,6 +82,8 @@ bool tr_vec(struct tr *t)
         tr_site(t);
     memcpy(t->e.w, code.b, code.n);
     t->e.w += code.n;
+    if (n->acc && t->crossing)
+        t->crossing->behind = t->e.w;
     if (code.store != REG_NONE)
         e_mov_store(&t->e, tr_reg_rm(code.store), T1);
     if (n->x87 & NX_POINTERS) {

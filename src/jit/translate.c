@@ -101,7 +101,7 @@ void tr_slow_exit(struct tr *t, uint32_t desc)
     e_jmp(&t->e, (uint64_t)(t->j->rx + t->j->slow));
 }
 
-#define STUB_BYTES 128u /* none is larger */
+#define STUB_BYTES 160u /* none is larger */
 _Static_assert(TR_STUBS *STUB_BYTES <= JIT_CHUNK, "cache_cold: a chunk is enough");
 
 /* Far from what runs: it is not to share lines and pages with them. */

@@ -235,6 +235,77 @@ static void a_read_over_two_distant_pages_is_translated(void **state)
     }
 }
 
+/* ecx times each: 16 bytes of xmm0 to rbx, flags free; the same between what sets flags and what reads them */
+ASM(vector_writes,
+    "movq %rax, %xmm0; pshufd $0x44, %xmm0, %xmm0; mov %ecx, %edx; 1: movdqu %xmm0, (%rbx); sub $1, %ecx;"
+    "jnz 1b; paddb %xmm0, %xmm0; 2: sub $1, %edx; movdqu %xmm0, (%rbx); jnz 2b; vmcall");
+
+static void a_write_over_two_distant_pages_is_translated(void **state)
+{
+    const uint64_t pt = GUEST_DATA, first = GUEST_DATA + 0x2000, second = first + 0x3000, at = 512ull << 20, n = 200;
+    struct guest *g = *state;
+    uint64_t *pte = (uint64_t *)(g->ram + pt), before;
+
+    ((uint64_t *)(g->ram + GUEST_PD))[256] = pt | 7;
+    pte[0] = first | 7;
+    pte[1] = second | 7;
+    PUT(g, GUEST_CODE, vector_writes);
+    guest_w(g, GUEST_CR4, guest_r(g, GUEST_CR4) | CR4_OSFXSR);
+    for (unsigned in_first = 1; in_first < 16; in_first++) {
+        memset(g->ram + first, 0xee, 0x1000);
+        memset(g->ram + second, 0xee, 0x1000);
+        *guest_gpr(g, R_RAX) = 0x0102030405060708ull * in_first;
+        *guest_gpr(g, R_RBX) = at + 0x1000 - in_first;
+        *guest_gpr(g, R_RCX) = n;
+        before = counter(g, CC_insns);
+        run_to_vmcall(g, GUEST_CODE);
+        for (unsigned i = 0; i < 18; i++) { /* and one byte on either side */
+            const uint8_t *p = g->ram + (i <= in_first ? first + 0x1000 - in_first + i - 1 : second + i - in_first - 1);
+            const uint64_t v = 0x0102030405060708ull * in_first;
+
+            assert_int_equal(*p, i == 0 || i == 17 ? 0xee : (uint8_t)(2 * (uint8_t)(v >> (i - 1) % 8 * 8)));
+        }
+        if (!strcmp(guest_engine(), "jit") && in_first > 1)
+            assert_true(counter(g, CC_insns) - before < n / 4);
+    }
+}
+
+/* ecx times: 8 bytes at rbx + 0x30 += those at rbx and rbx + 0x18; on by 0x28 */
+ASM(stream, "1: mov (%rbx), %rax; add 0x18(%rbx), %rax; add %rax, 0x30(%rbx); add $0x28, %rbx; sub $1, %ecx; jnz 1b;"
+            "vmcall");
+
+/* ... through pages that lie the other way round in memory: now and then the three are in two of them */
+static void a_stream_over_scattered_pages_is_exact(void **state)
+{
+    enum { PAGES = 16, STEPS = (PAGES * 0x1000 - 0x40) / 0x28 };
+    const uint64_t pt = GUEST_DATA, top = GUEST_DATA + 0x1000 + PAGES * 0x1000, at = 512ull << 20;
+    static uint8_t want[PAGES * 0x1000];
+    struct guest *g = *state;
+    uint64_t *pte = (uint64_t *)(g->ram + pt);
+
+    ((uint64_t *)(g->ram + GUEST_PD))[256] = pt | 7;
+    for (unsigned i = 0; i < PAGES; i++)
+        pte[i] = (top - i * 0x1000) | 7;
+    PUT(g, GUEST_CODE, stream);
+    for (unsigned from = 0; from < 8; from++) {
+        for (unsigned i = 0; i < sizeof(want); i++)
+            g->ram[top - i / 0x1000 * 0x1000 + i % 0x1000] = want[i] = (uint8_t)(i * 7 + from);
+        for (unsigned i = 0; i < STEPS; i++) {
+            uint64_t v[3];
+
+            for (unsigned k = 0; k < 3; k++)
+                memcpy(&v[k], want + from + 0x28 * i + 0x18 * k, 8);
+            v[2] += v[0] + v[1];
+            memcpy(want + from + 0x28 * i + 0x30, &v[2], 8);
+        }
+        *guest_gpr(g, R_RBX) = at + from;
+        *guest_gpr(g, R_RCX) = STEPS;
+        run_to_vmcall(g, GUEST_CODE);
+        for (unsigned i = 0; i < PAGES; i++)
+            assert_memory_equal(g->ram + top - i * 0x1000, want + i * 0x1000, 0x1000);
+    }
+}
+
 /* 8 MiB of NOPs, twice: more decoded code than the limit. */
 static void decoded_code_is_bounded(void **state)
 {
@@ -404,6 +475,8 @@ int main(void)
         TEST(hot_code_over_a_page_end_sees_writes_to_both_pages),
         TEST(hot_code_over_a_page_end_sees_where_its_second_page_lies),
         TEST(a_read_over_two_distant_pages_is_translated),
+        TEST(a_write_over_two_distant_pages_is_translated),
+        TEST(a_stream_over_scattered_pages_is_exact),
         TEST(decoded_code_is_bounded),
         TEST(partly_done_instructions_are_exact),
         TEST(what_is_no_instruction_faults),
