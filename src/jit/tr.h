@@ -120,6 +120,7 @@ struct tr {
     struct tr_edge edge[4 * UNIT_BLOCKS];
     unsigned nedge;
     bool two[UNIT_BLOCKS]; /* they get a careful form */
+    bool gives_up;         /* ... and something of this one leads there */
     unsigned careful_insns;
     uint32_t fast_desc[UNIT_BLOCKS][2];
     uint32_t careful_at[UNIT_BLOCKS][BLOCK_INSNS + 1]; /* offsets of instructions in the careful form */

@@ -148,9 +148,10 @@ static uint64_t slot_address(const struct tr *t, uint32_t slot, unsigned offset)
 }
 
 /* A merged check that fails leads to the block's careful form, where it has one. */
-static void gives_up(const struct tr *t, struct tr_stub *s, bool group)
+static void gives_up(struct tr *t, struct tr_stub *s, bool group)
 {
     s->careful = group && t->two[t->cur];
+    t->gives_up |= s->careful;
     s->block = t->cur;
     s->insn = t->i;
 }

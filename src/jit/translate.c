@@ -557,14 +557,6 @@ static bool two_forms(const struct tr *t)
     return t->b->heat & HEAT_TWO && t->nstub + insns * INSN_STUBS <= TR_STUBS;
 }
 
-static bool checks_merged(const struct tr *t)
-{
-    for (unsigned n = 0; n < t->ngroups; n++)
-        if (t->group[n].checked)
-            return true;
-    return false;
-}
-
 static void translate_block(struct tr *t, unsigned n)
 {
     bool thunk;
@@ -575,6 +567,7 @@ static void translate_block(struct tr *t, unsigned n)
     thunk = t->falls && t->jb->uses_fpu && t->jbs[n - 1]->uses_fpu;
     t->falls = false;
     t->two[n] = two_forms(t);
+    t->gives_up = false;
     t->fast_desc[n][0] = t->j->ndesc;
     t->off = t->b->hva & ~PAGE_MASK;
     t->i = 0;
@@ -583,12 +576,13 @@ static void translate_block(struct tr *t, unsigned n)
     translate_insns(t);
     t->jb->thunk = thunk;
     t->fast_desc[n][1] = t->j->ndesc;
-    t->two[n] &= checks_merged(t);
+    t->two[n] = t->gives_up;
     t->careful_insns += t->two[n] ? t->b->n : 0;
 }
 
 uint64_t tr_careful(const struct tr *t, const struct tr_stub *s)
 {
+    assert(t->two[s->block]);
     return (uint64_t)(t->j->rx + t->careful_at[s->block][s->insn]);
 }
 
