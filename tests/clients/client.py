@@ -159,7 +159,7 @@ class Qemu:
         run = [need("qemu-system-x86_64"), "-accel", accel, "-M", machine, "-cpu", cpu, "-m", memory, "-smp", str(cpus),
                *display, "-no-reboot", "-chardev", f"socket,id=s,path={name('serial')},server=on,wait=on",
                "-serial", "chardev:s", "-qmp", f"unix:{name('qmp')},server=on,wait=off", *args]
-        if accel == "kvm":
+        if accel.startswith("kvm"):
             run = [ANYKVM, "exec", "--engine", ENGINE, *options, "--", *run]
         self.process = subprocess.Popen(run, stdin=subprocess.DEVNULL, stdout=self.err, stderr=self.err,
                                         env={**os.environ, **(env or {})})

@@ -72,11 +72,13 @@ def snapshot():
 
 
 def migration():
-    """A guest that writes its memory all the time moves to another QEMU by a socket; nothing is lost."""
-    for cpus in (1, 2):
+    """A guest that writes its memory all the time moves to another QEMU by a socket; nothing is lost. The last time
+    dirty pages come by rings."""
+    for cpus, accel in ((1, "kvm"), (2, "kvm"), (2, "kvm,dirty-ring-size=4096")):
         with tempfile.TemporaryDirectory() as tmp:
             to = f"unix:{tmp}/migrate"
-            with Qemu(*linux(), cpus=cpus) as a, Qemu(*linux(), "-incoming", to, cpus=cpus) as b:
+            with Qemu(*linux(), cpus=cpus, accel=accel) as a, Qemu(*linux(), "-incoming", to, cpus=cpus,
+                                                                   accel=accel) as b:
                 c = a.boot()
                 c.sh("mkdir /m; mount -t tmpfs none /m; dd if=/dev/urandom of=/m/data bs=1M count=48 2>/dev/null")
                 want = c.sh("sha256sum /m/data")
@@ -107,7 +109,7 @@ def migration():
                     raise Failed("the counter stands still after migration")
                 d.sh("kill $ticks; wait $ticks; true")
                 check("lines", "1", d.sh("uniq /m/cur | grep -c ."))
-                print(f"migration: {cpus} vCPU: {info['ram']['transferred'] >> 20} MiB in {info['total-time']} ms, down "
+                print(f"migration: -accel {accel}, {cpus} vCPU: {info['ram']['transferred'] >> 20} MiB in {info['total-time']} ms, down "
                       f"{info['downtime']} ms, {info['ram']['dirty-sync-count']} rounds")
                 a.monitor("quit")
                 b.power_off()

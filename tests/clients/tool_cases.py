@@ -1,6 +1,6 @@
 # Tools that start QEMU by themselves, under anykvm exec as their manuals say: tool_cases.py [CASE ...]
 import os, pty, re, select, shutil, subprocess, tempfile, time
-from client import ANYKVM, ENGINE, Failed, deadline, main, need
+from client import ANYKVM, ENGINE, Failed, deadline, initrd, kernel, main, need
 
 FISH = b"""run
 part-disk /dev/sda mbr
@@ -69,4 +69,66 @@ def libvirt():
             raise Failed(f"virt-host-validate: {what}: {p.stdout}")
 
 
-main({"libvirt": libvirt, "libguestfs": libguestfs, "debvm": debvm})
+SYSTEM_CONF = """namespaces = []
+cgroup_controllers = []
+security_driver = "none"
+stdio_handler = "file"
+user = "root"
+group = "root"
+"""
+# A system daemon of the test's own: its files lie in file systems that only this mount namespace sees.
+SYSTEM_SCRIPT = """set -e
+cd "$1"
+printf 'libvirt-qemu:x:64055:64055::/:/usr/sbin/nologin\\n' | cat /etc/passwd - >passwd
+printf 'libvirt-qemu:x:64055:\\nkvm:x:64056:\\n' | cat /etc/group - >group
+mount --bind passwd /etc/passwd
+mount --bind group /etc/group
+for d in /etc/libvirt /run/libvirt /var/lib/libvirt /var/log/libvirt /var/cache/libvirt; do
+    mkdir -p $d
+    mount -t tmpfs none $d
+done
+cp qemu.conf /etc/libvirt/
+"$2" exec --engine "$3" -- libvirtd -p "$1/pid" >daemon.log 2>&1 &
+v="virsh -q -c qemu:///system"
+for n in $(seq 60); do [ -S /run/libvirt/libvirt-sock ] && break; sleep 1; done
+$v domcapabilities --virttype kvm >capabilities
+$v create domain.xml
+for n in $(seq 60); do grep -q guest-ready console && break; sleep 1; done
+$v qemu-monitor-command --hmp anykvm-test 'info kvm' >kvm
+$v destroy anykvm-test
+kill "$(cat pid)"
+wait
+"""
+DOMAIN = """<domain type='kvm'><name>anykvm-test</name><memory unit='MiB'>256</memory><vcpu>2</vcpu>
+<os><type arch='x86_64' machine='q35'>hvm</type><kernel>{kernel}</kernel><initrd>{initrd}</initrd>
+<cmdline>console=ttyS0 panic=-1 quiet</cmdline></os><cpu mode='host-passthrough' check='none'/><features><acpi/><apic/></features>
+<devices><emulator>{qemu}</emulator><controller type='usb' model='none'/><memballoon model='none'/>
+<serial type='file'><source path='{console}'/></serial></devices></domain>
+"""
+
+
+def libvirt_system():
+    """qemu:///system: a daemon under anykvm exec starts a domain of type kvm, which boots."""
+    need("libvirtd"), need("virsh")
+    if os.geteuid() or subprocess.run(["unshare", "-m", "mount", "-t", "tmpfs", "none", "/mnt"],
+                                      stderr=subprocess.DEVNULL).returncode:
+        print("a mount namespace of its own needs root")
+        raise SystemExit(77)
+    with tempfile.TemporaryDirectory() as tmp:
+        k = kernel()
+        for name, text in (("qemu.conf", SYSTEM_CONF), ("console", ""), ("script", SYSTEM_SCRIPT), (
+                "domain.xml", DOMAIN.format(kernel=k + "/vmlinuz", initrd=initrd(k), console=tmp + "/console",
+                                            qemu=need("qemu-system-x86_64")))):
+            with open(f"{tmp}/{name}", "w") as f:
+                f.write(text)
+        run = ["unshare", "-m", "--fork", "--pid", "--mount-proc", "--kill-child", "sh", tmp + "/script", tmp]
+        p = subprocess.run([*run, ANYKVM, ENGINE], timeout=280, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE,
+                           stderr=subprocess.STDOUT, text=True)
+        got = {n: open(f"{tmp}/{n}", errors="replace").read() if os.path.exists(f"{tmp}/{n}") else ""
+               for n in ("console", "kvm", "capabilities", "daemon.log")}
+        if p.returncode or "guest-ready" not in got["console"] or "kvm support: enabled" not in got["kvm"] or \
+                "<domain>kvm</domain>" not in got["capabilities"]:
+            raise Failed(f"status {p.returncode}: {p.stdout}\n{got['console']}\n{got['kvm']}\n{got['daemon.log']}")
+
+
+main({"libvirt": libvirt, "libvirt-system": libvirt_system, "libguestfs": libguestfs, "debvm": debvm})
