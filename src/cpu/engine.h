@@ -14,6 +14,9 @@ struct engine {
     int (*run)(struct cpu *);                           /* until CPU_VMEXIT (which it returns) */
     void (*drop_code)(struct cpu_domain *, hva_t page); /* source bytes changed or went: no block of it runs again */
     void (*flush)(struct cpu *); /* translations changed (TLB flush): drop what depends on them */
+    /* code was run from this page of the lower half and its translation is dropped. true: nothing that was made leads
+     * there without a look-up any more; else, or without the function, exec_gen[0] changes */
+    bool (*page_dropped)(struct cpu *, gva_t);
     int (*fault)(struct cpu *, int sig, void *siginfo,
                  void *ucontext); /* 1: a host fault of the engine's code, mended */
 };

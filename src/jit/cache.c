@@ -84,6 +84,7 @@ static void cold_reset(struct jit *j)
 
 static void forget_blocks(struct jit *j)
 {
+    memset(j->link_to, 0, sizeof(j->link_to));
     memset(j->hash, 0, sizeof(j->hash));
     memset(j->pages, 0, sizeof(j->pages));
     pool_reset(&j->pool);

@@ -312,7 +312,8 @@ static void second_page_enter(struct jit *j, const struct jit_block *jb)
     if (unlikely(jb->page2->stamp != stamp))
         verify_page(j, jb->page2, stamp);
     flat_note_exec(cpu, (rip | ~PAGE_MASK) + 1);
-    guard_set(j, jb->guard, rip & PAGE_MASK);
+    link_list(j, jb->guard, (rip | ~PAGE_MASK) + 1);
+    guard_set(j, j->desc[jb->guard].patch, rip & PAGE_MASK);
 }
 
 /* What was translated already, without asking code.c: its page is compared as a whole when it was entered anew. */
@@ -335,13 +336,6 @@ static struct jit_block *find_translated(struct jit *j)
         return NULL;
     return page_fresh(j, jb) ? jb : NULL;
 }
-
-/* Two processes that run one program do not share slots: each salt has its own place for low bits 0. */
-static struct jc_entry *jc_base(const struct jit *j, uint32_t salt)
-{
-    return &j->jc[salt * 0x9e3779b97f4a7c15ull >> 48];
-}
-_Static_assert(JC_SLOTS == 1 << 16 && sizeof(struct jc_entry) == 32, "jc_base, HOT_MASK_JC");
 
 static uint64_t jc_key(const struct jit *j, gva_t rip)
 {
@@ -553,7 +547,7 @@ static uint64_t slow_exit(struct jit *j, const struct jit_desc *d)
         entry_forward(j, desc.jb, jb);
     if (desc.patch && j->resets == resets && !desc.jb->dead && jb->key == desc.jb->key) {
         if (desc.kind == DESC_CROSS)
-            link_cross(j, desc.patch, from, cpu->s.rip & PAGE_MASK, code_address(j, jb));
+            link_cross(j, (uint32_t)(d - j->desc), from, cpu->s.rip & PAGE_MASK, code_address(j, jb));
         else if (desc.kind == DESC_EXIT)
             patch_jump(j, desc.patch, code_address(j, jb));
     }
@@ -612,7 +606,7 @@ static uint64_t slow_insn(struct jit *j, const struct jit_desc *d)
     struct cpu_state *s = &cpu->s;
     struct block *b = d->jb->b;
     const struct insn *in = &b->insn[d->index];
-    const uint64_t gen0 = cpu->exec_gen[0], gen1 = cpu->exec_gen[1];
+    const uint64_t gen0 = cpu->exec_gen[0], gen1 = cpu->exec_gen[1], drops = j->page_drops;
     uint64_t resume = (uint64_t)(j->rx + d->resume);
     gva_t gva = 0;
     int st;
@@ -633,7 +627,7 @@ static uint64_t slow_insn(struct jit *j, const struct jit_desc *d)
         if (d->size)
             fill(cpu, gva);
         cpu->counters[CC_smc_stops] += d->jb->dead;
-        if (d->jb->dead || gen0 != cpu->exec_gen[0] || gen1 != cpu->exec_gen[1])
+        if (d->jb->dead || gen0 != cpu->exec_gen[0] || gen1 != cpu->exec_gen[1] || drops != j->page_drops)
             return go_on(j);
         if (unlikely(d->nheld && !held_ok(j, d))) {
             if (!d->patch) {
@@ -900,6 +894,7 @@ const struct engine jit_engine = {.name = "jit",
                                   .init = jit_init,
                                   .destroy = jit_destroy,
                                   .run = jit_run,
+                                  .page_dropped = link_page_dropped,
                                   .fault = jit_fault};
 
 __attribute__((constructor)) static void register_jit(void)

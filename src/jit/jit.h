@@ -30,6 +30,7 @@
 #define JIT_PAGES     (1u << 16)
 #define JIT_HEAT      3u /* times that a block is interpreted before it is translated; $ANYKVM_JIT_HEAT */
 #define JC_SLOTS      (1u << 16)
+#define JIT_LINKS     (1u << 14) /* lists of links by page */
 
 enum desc_kind {
     DESC_INSN,  /* run insn[index] by the interpreter, then resume */
@@ -53,7 +54,8 @@ struct jit_desc {
     uint16_t index;
     uint8_t kind, size;
     uint8_t nheld;
-    uint32_t held; /* INSN: first of nheld */
+    uint32_t held; /* INSN: first of nheld; CROSS, ENTER: the next of the list */
+    uint32_t list; /* CROSS, ENTER: number of its list (link.c) + 1 */
 };
 
 struct jit_held { /* bytes that code behind a slow path accesses without a check: they are checked there (held_ok()) */
@@ -111,7 +113,7 @@ struct jit_block {
     uint32_t live_out;                         /* flags that hold behind it; the others nobody reads */
     struct jit_block *unit_next;               /* a ring: they die together */
     uint32_t exit_desc;                        /* DESC_EXIT to itself: what a killed block's entry becomes */
-    uint32_t guard;                            /* offset of the number that the guard compares with */
+    uint32_t guard;                            /* descriptor of the guard in front of it */
     struct jit_block *forwards, *forward_next; /* dead blocks whose entries lead here, a list */
     struct jit_block *page_next;
 };
@@ -157,6 +159,8 @@ struct jit {
     uint32_t nslot;
     struct jit_held *held;
     uint32_t nheld;
+    uint32_t link_to[JIT_LINKS]; /* descriptors; 0: none */
+    uint64_t page_drops;
     struct jit_block *hash[JIT_HASH];
     struct jit_page *pages[JIT_PAGES];
     struct pool pool; /* of blocks and pages: all of them go at a reset */
@@ -205,6 +209,13 @@ _Static_assert(offsetof(struct cpu, attention) % 8 == 0 &&
                    offsetof(struct cpu, salt) == offsetof(struct cpu, attention) + 4,
                "one word");
 
+/* Two processes that run one program do not share slots: each salt has its own place for low bits 0. */
+static inline struct jc_entry *jc_base(const struct jit *j, uint32_t salt)
+{
+    return &j->jc[salt * 0x9e3779b97f4a7c15ull >> 48];
+}
+_Static_assert(JC_SLOTS == 1 << 16 && sizeof(struct jc_entry) == 32, "jc_base, HOT_MASK_JC");
+
 /* jit.c */
 struct jit_block *jit_find(struct jit *, hva_t hva, uint32_t key);
 int jit_run_alone(struct cpu *, struct block *); /* translate and run one block, for tests: CPU_AGAIN, or its fault */
@@ -224,6 +235,9 @@ void cache_reset(struct jit *);
 void cache_trampolines(struct jit *);
 void cache_populate(struct jit *);            /* memory for the next block is there */
 void cache_cold(struct jit *, uint32_t size); /* ... for stubs */
+/* link.c */
+void link_list(struct jit *, uint32_t desc, gva_t page);
+bool link_page_dropped(struct cpu *, gva_t page);
 /* tr_pair.c */
 void pair_trampolines(struct jit *, struct emit *);
 int pair_init(struct jit *);
@@ -234,7 +248,7 @@ void slow_stat_add(struct jit *);
 void slow_stat_remove(struct jit *);
 /* translate.c: a guarded link: its 64-bit number is at patch; it holds for the salt in force and the page it was made
  * in */
-void link_cross(struct jit *, uint32_t patch, gva_t from, gva_t to, uint64_t target);
+void link_cross(struct jit *, uint32_t desc, gva_t from, gva_t to, uint64_t target);
 void guard_set(struct jit *, uint32_t patch, gva_t page);    /* the guard there lets in who has this salt and page */
 void guard_clear(struct jit *, uint32_t patch);              /* ... nobody */
 void patch_jump(struct jit *, uint32_t at, uint64_t target); /* jit.c: the 32-bit displacement at `at` */

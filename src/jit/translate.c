@@ -272,8 +272,11 @@ static void goto_other_page(struct tr *t, int32_t disp)
     (void)jump;
 }
 
-void link_cross(struct jit *j, uint32_t patch, gva_t from, gva_t to, uint64_t target)
+void link_cross(struct jit *j, uint32_t desc, gva_t from, gva_t to, uint64_t target)
 {
+    const uint32_t patch = j->desc[desc].patch;
+
+    link_list(j, desc, to);
     put64(j, patch + CROSS_PAGE, to);
     patch_jump(j, patch + CROSS_JUMP, target);
     guard_set(j, patch, from);
@@ -394,7 +397,8 @@ static void flags_liveness(struct tr *t)
 /* In front of an instruction over a page's end: links in its own page lead here, whatever the next page is by now. */
 static void cross_guard(struct tr *t)
 {
-    t->jb->guard = offset(t, guard(t, tr_stub_new(t, tr_desc(t, DESC_ENTER, t->off))));
+    t->jb->guard = tr_desc(t, DESC_ENTER, t->off);
+    guard(t, tr_stub_new(t, t->jb->guard));
 }
 
 /* Links and caches lead here whatever the vector state is. */

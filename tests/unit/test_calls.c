@@ -101,13 +101,43 @@ static void a_call_at_a_pages_end(void **state)
         assert_int_equal(run_at(*state, GUEST_DATA + 0x2000 * (n + 1) - n, code, code + sizeof(code), TURNS), TURNS);
 }
 
+/* One page shows another frame each turn (PTE, INVLPG): a call, an indirect one and a return into it find that. rbx:
+ * the page, rsi: its PTE, r12, r13: values of that, r15d: what the shown frame's code returns. */
+#define PAGE   0x800000u
+#define FRAMES 0x600000u
+#define PT     0x700000u
+ASM(exchange, "1: call 8f; call *%rbx; cmp %eax, %r15d; jne 9f;"
+              ".byte 0xe8; .long 0x800000 - 0x10000 - (2f - exchange); 2: cmp %eax, %r15d; jne 9f;"
+              "lea 8f(%rip), %r8; lea 64(%rbx), %rcx; call *%rcx; cmp %eax, %r15d; jne 9f;"
+              "call 8f; dec %rdi; jnz 1b; mov $1, %eax; vmcall;"
+              "8: xchg %r12, %r13; xor $3, %r15d; mov %r12, (%rsi); invlpg (%rbx); ret; 9: ud2");
+ASM(frame_one, "mov $1, %eax; ret; .fill 58, 1, 0x90; call *%r8; mov $1, %eax; ret");
+ASM(frame_two, "mov $2, %eax; ret; .fill 58, 1, 0x90; call *%r8; mov $2, %eax; ret");
+
+static void a_page_shows_frames_in_turn(void **state)
+{
+    struct guest *g = *state;
+    uint64_t *pt = (uint64_t *)(g->ram + PT), *pd = (uint64_t *)(g->ram + GUEST_PD);
+
+    memcpy(g->ram + FRAMES, frame_one, frame_one_end - frame_one);
+    memcpy(g->ram + FRAMES + PAGE_SIZE, frame_two, frame_two_end - frame_two);
+    pd[PAGE >> 21] = PT | 7;
+    pt[0] = FRAMES | 7;
+    *guest_gpr(g, R_RBX) = PAGE;
+    *guest_gpr(g, R_RSI) = PT;
+    *guest_gpr(g, R_R12) = FRAMES | 7;
+    *guest_gpr(g, R_R13) = (FRAMES + PAGE_SIZE) | 7;
+    *guest_gpr(g, R_R15) = 1;
+    assert_int_equal(RUN(g, exchange, TURNS), 1);
+}
+
 #define TEST(f) cmocka_unit_test_setup_teardown(f, setup, teardown)
 
 int main(void)
 {
     const struct CMUnitTest tests[] = {
         TEST(deep_recursion),        TEST(returns_to_elsewhere),  TEST(two_stacks_in_turn),
-        TEST(the_caller_is_written), TEST(a_call_at_a_pages_end),
+        TEST(the_caller_is_written), TEST(a_call_at_a_pages_end), TEST(a_page_shows_frames_in_turn),
     };
 
     return cmocka_run_group_tests(tests, NULL, NULL);

@@ -2,6 +2,7 @@
  * flat.c: flat tables of translations (flat.h). Filled entries are logged, so that a flush costs what the fills cost.
  * Entries of global pages in the upper half survive a change of address space. */
 #include "mem/flat.h"
+#include "engine.h"
 #include "mem/mem_int.h"
 #include <stdlib.h>
 #include <sys/mman.h>
@@ -288,7 +289,7 @@ void flat_drop_page(struct cpu *cpu, gva_t gva)
         return;
     if (gva >> 63) {
         exec_gen_global(cpu);
-    } else {
+    } else if (!cpu->engine || !cpu->engine->page_dropped || !cpu->engine->page_dropped(cpu, gva)) {
         exec_gen_local(cpu);
     }
 }

@@ -245,8 +245,8 @@ static void page_sweep(struct code_pages *c, struct code_page *p)
 static void code_sweep(struct code_pages *c)
 {
     code_lock(c);
-    for (unsigned n = 0; n < SWEEP_SLOTS; n++)
-        for (struct code_page *p = c->hash[c->sweep++ % PAGES_HASH]; p; p = p->next)
+    if (c->sweep++ % SWEEP_BLOCKS == 0)
+        for (struct code_page *p = c->hash[c->sweep / SWEEP_BLOCKS % PAGES_HASH]; p; p = p->next)
             page_sweep(c, p);
     code_unlock(c);
 }

@@ -27,9 +27,9 @@
 
 #define BLOCK_INSNS    32u
 #define CODE_LIMIT     (256ull << 20) /* bytes of blocks and pages; at most about the same again waits to be freed */
-#define CODE_SWEEP     (24ull << 20) /* bytes from which blocks go that an engine with a translator has found cold */
-#define SWEEP_SLOTS    1u            /* slots of the pages' hash that are looked through for each block that is made */
-#define CODE_RETIRE    (2ull << 20)  /* dead bytes that are worth asking the cpus */
+#define CODE_SWEEP     (24ull << 20)  /* bytes from which blocks go that an engine with a translator has found cold */
+#define SWEEP_BLOCKS   4u           /* for so many blocks that are made, a slot of the pages' hash is looked through */
+#define CODE_RETIRE    (2ull << 20) /* dead bytes that are worth asking the cpus */
 #define PAGE_BUCKETS   32u
 #define PAGES_HASH     8192u
 #define LOOKUP_CACHE   8192u
@@ -98,7 +98,7 @@ struct code_pages {
     uint64_t serial;          /* of the last block */
     _Atomic uint64_t reclaim; /* grows with each request to let go of dead blocks */
     uint64_t bytes, dead_bytes;
-    unsigned sweep;               /* the next slot */
+    unsigned sweep;               /* the next slot, times SWEEP_BLOCKS */
     struct pool pool;             /* of blocks */
     struct block *dead, *waiting; /* linked by next; waiting: until all cpus have seen reclaim */
     struct code_page *dead_pages, *waiting_pages;
