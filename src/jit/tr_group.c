@@ -38,9 +38,10 @@ static void value_move(struct tr_values *v, unsigned to, unsigned from, int64_t 
         value_new(v, to);
 }
 
-enum effect { UNKNOWN, EXPLICIT, VECTOR, PUSH, POP };
+enum effect { UNKNOWN, EXPLICIT, VECTOR, PUSH, POP, WIDE, SIGN_RAX, SIGN_RDX };
 
-/* EXPLICIT: writes no general register but its visible operands that are written. */
+/* EXPLICIT: writes no general register but its visible operands that are written; WIDE: rax and rdx too; SIGN: that
+ * one. */
 #define ROW(op)  [OP_##op] = EXPLICIT,
 #define COND(cc) [OP_SET##cc] = EXPLICIT, [OP_CMOV##cc] = EXPLICIT, [OP_J##cc] = EXPLICIT,
 /* clang-format off */
@@ -52,6 +53,10 @@ static const uint8_t effects[OP_COUNT] = {
     ROW(ANDN) ROW(BZHI) ROW(BEXTR) ROW(SHLX) ROW(SARX) ROW(SHRX) ROW(RORX) ROW(BLSR) ROW(BLSI) ROW(BLSMSK)
     COND(O) COND(NO) COND(B) COND(NB) COND(Z) COND(NZ) COND(BE) COND(NBE)
     COND(S) COND(NS) COND(P) COND(NP) COND(L) COND(NL) COND(LE) COND(NLE)
+    ROW(CMC) ROW(CLC) ROW(STC) ROW(PDEP) ROW(PEXT) ROW(MULX)
+    [OP_MUL] = WIDE, [OP_DIV] = WIDE, [OP_IDIV] = WIDE,
+    [OP_CBW] = SIGN_RAX, [OP_CWDE] = SIGN_RAX, [OP_CDQE] = SIGN_RAX,
+    [OP_CWD] = SIGN_RDX, [OP_CDQ] = SIGN_RDX, [OP_CQO] = SIGN_RDX,
     [OP_PUSH] = PUSH, [OP_CALL] = PUSH, [OP_POP] = POP, [OP_RET] = POP,
 };
 /* clang-format on */
@@ -65,7 +70,7 @@ static enum effect effect_of(const struct insn *in)
     if (in->native)
         return VECTOR;
     if (in->op == OP_IMUL)
-        return in->nops > 1 ? EXPLICIT : UNKNOWN;
+        return in->nops > 1 ? EXPLICIT : WIDE;
     if (effect == PUSH || effect == POP)
         return in->opsize == 2 || in->aux == 1 ? UNKNOWN : effect;
     return effect;
@@ -105,6 +110,10 @@ void tr_values_step(struct tr_values *v, const struct insn *in)
     for (unsigned n = 0; n < in->nops; n++)
         if ((in->o[n].kind == OPK_REG || in->o[n].kind == OPK_REG8H) && (in->o[n].rw & OPND_W))
             value_new(v, in->o[n].reg & 15);
+    if (effect == WIDE || effect == SIGN_RAX)
+        value_new(v, R_RAX);
+    if (effect == WIDE || effect == SIGN_RDX)
+        value_new(v, R_RDX);
     if (in->op == OP_PCMPESTRI || in->op == OP_PCMPISTRI || in->op == OP_VPCMPESTRI || in->op == OP_VPCMPISTRI)
         value_new(v, R_RCX); /* hidden */
     else if (in->op == OP_FNSTSW)
