@@ -43,6 +43,7 @@ struct exit_info { /* what vmx_exit_save() writes to the exit-information area *
     uint32_t insn_len, insn_info;
     uint64_t qualification, linear, gpa;
     uint64_t io_rcx, io_rsi, io_rdi, io_rip;
+    uint8_t level; /* of the hypervisor that it goes to: vmx_unit.h */
 };
 
 /* cpu->attention: polled at block entries and loop heads; any bit makes the engine return to cpu_poll(). */

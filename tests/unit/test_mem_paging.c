@@ -401,7 +401,7 @@ static void shadow_paging(void **state)
     pml4[1024 + (VA >> 21 & 511)] = (ram + 0x3000) | P | RW;
     pml4[1536 + (VA >> 12 & 511)] = (ram + 0x5000) | P | RW;
     *word(vm, 0x5000) = 1234;
-    vm->vmx[0].exec2 &= ~CPU2_ENABLE_EPT;
+    vm->vmx[0].level[0].exec2 &= ~CPU2_ENABLE_EPT;
     vm_mode64(cpu, ram, 0);
     assert_int_equal(mem_ld64(cpu, SEG_NONE, VA, &v), CPU_OK);
     assert_int_equal(v, 1234);

@@ -182,7 +182,7 @@ static const struct check checks[] = {
     {{EPT_POINTER, 0x1000 | EPTP_WALK4 | 5}, CTL, "EPT_POINTER & 7"},
     {{EPT_POINTER, 0x1000 | 2 << 3 | EPTP_WB}, CTL, "EPTP_WALK4"},
     {{EPT_POINTER, 0x1000 | EPTP_WALK4 | EPTP_WB | 0x80}, CTL, "0xf80"},
-    {{EPT_POINTER, 1ull << 60 | EPTP_WALK4 | EPTP_WB}, CTL, "HPA_LIMIT"},
+    {{EPT_POINTER, 1ull << 60 | EPTP_WALK4 | EPTP_WB}, CTL, "c->limit"},
     {{SECONDARY_VM_EXEC_CONTROL, CPU2_UNRESTRICTED_GUEST}, CTL, "UNRESTRICTED"},
     /* exit and entry controls */
     {{VM_EXIT_CONTROLS, XCTL(0) & ~1u}, CTL, "EXIT_CTLS"},
@@ -219,7 +219,7 @@ static const struct check checks[] = {
     {{HOST_IA32_SYSENTER_ESP, NONCANON}, HOST, "SYSENTER_ESP"},
     {{HOST_IA32_SYSENTER_EIP, NONCANON}, HOST, "SYSENTER_EIP"},
     {{HOST_IA32_PAT, 2}, HOST, "HOST_IA32_PAT"},
-    {{HOST_IA32_EFER, EFER_LMA | EFER_LME | 2}, HOST, "EFER_KNOWN"},
+    {{HOST_IA32_EFER, EFER_LMA | EFER_LME | 2}, HOST, "efer_ok"},
     {{HOST_IA32_EFER, EFER_LMA}, HOST, "EFER_LME"},
     {{HOST_CS_SELECTOR, 0}, HOST, "HOST_CS_SELECTOR != 0"},
     {{HOST_TR_SELECTOR, 0}, HOST, "HOST_TR_SELECTOR != 0"},
@@ -248,7 +248,7 @@ static const struct check checks[] = {
     {{GUEST_SYSENTER_ESP, NONCANON}, GUEST, "SYSENTER_ESP"},
     {{GUEST_SYSENTER_EIP, NONCANON}, GUEST, "SYSENTER_EIP"},
     {{GUEST_IA32_PAT, 0x0307}, GUEST, "GUEST_IA32_PAT"},
-    {{GUEST_IA32_EFER, EFER_LMA | EFER_LME | 2}, GUEST, "EFER_KNOWN"},
+    {{GUEST_IA32_EFER, EFER_LMA | EFER_LME | 2}, GUEST, "efer_ok"},
     {{GUEST_IA32_EFER, EFER_LME}, GUEST, "EFER_LMA"},
     {{GUEST_IA32_EFER, EFER_LMA}, GUEST, "EFER_LME"},
     /* segments */
@@ -433,7 +433,7 @@ static void virtual_8086_segments_are_fixed(void **state)
 static void without_ept_pdptes_come_from_memory(void **state)
 {
     static const struct check bad = {.expect = GUEST, .text = "PDPTR2", .qualification = 2, .with = {LEGACY}};
-    static const struct check gone = {.expect = GUEST, .text = "host_copy", .qualification = 2};
+    static const struct check gone = {.expect = GUEST, .text = "vmx_phys_read", .qualification = 2};
     struct guest *g = *state;
     uint64_t *table = (uint64_t *)(g->ram + GUEST_DATA);
 

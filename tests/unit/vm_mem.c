@@ -68,7 +68,7 @@ static void add_cpu(struct vm *vm, unsigned n)
     cpu->domain = &vm->domain;
     cpu->vmx = &vm->vmx[n];
     vm->vmx[n] = (struct vmx_unit){
-        .cur = &vm->vmcs, .exec = CPU_SECONDARY_CONTROLS, .exec2 = CPU2_ENABLE_EPT | CPU2_ENABLE_VPID};
+        .level[0] = {.cur = &vm->vmcs, .exec = CPU_SECONDARY_CONTROLS, .exec2 = CPU2_ENABLE_EPT | CPU2_ENABLE_VPID}};
     cpu->guest_maxphyaddr = 40;
     cpu->guest_ext1.edx = 1u << 26; /* 1 GB pages */
     cpu->in_guest_mode = true;

@@ -31,7 +31,7 @@ struct flat_unit {
     uint8_t *table[AM_COUNT + 1]; /* the last stays empty: nothing may be cached (breakpoints, alignment checks) */
     const void *space;
     uint32_t generation;
-    uint64_t world[3];
+    uint64_t world[4];
     uint64_t next_gen;
     uint64_t exec_seen[EXEC_SEEN / 64]; /* a filter: pages that flat_note_exec() named since exec_gen[1] changed */
     uint32_t exec_noted;                /* bits that are set in it */
@@ -330,14 +330,15 @@ static uint64_t space_gen(struct flat_unit *f, const void *space, uint32_t gener
 static void trim(struct cpu *);
 static void trim_globals(struct cpu *);
 
-void flat_select(struct cpu *cpu, const void *space, uint32_t generation, const uint64_t world[3])
+void flat_select(struct cpu *cpu, const void *space, uint32_t generation, const uint64_t world[4])
 {
     struct flat_unit *f = cpu->flatu;
 
     if (!f)
         return;
-    if (unlikely(world[0] != f->world[0] || world[1] != f->world[1] || world[2] != f->world[2])) {
-        if (world[0] != f->world[0] || world[2] != f->world[2])
+    if (unlikely(world[0] != f->world[0] || world[1] != f->world[1] || world[2] != f->world[2] ||
+                 world[3] != f->world[3])) {
+        if (world[0] != f->world[0] || world[2] != f->world[2] || world[3] != f->world[3])
             f->upper_local = true; /* what was cached in that world is not known */
         memcpy(f->world, world, sizeof(f->world));
         f->space = NULL;

@@ -44,8 +44,8 @@ void flat_exec_changed(struct cpu *);
 
 /* ---- tlb.c tells ---- */
 void flat_note_global(struct cpu *, gva_t gva, enum acc_mode, bool global); /* the walk behind the TLB entry of gva */
-/* world: what entries of global pages depend on too: EPT pointer, control bits, VPID. */
-void flat_select(struct cpu *, const void *space, uint32_t generation, const uint64_t world[3]);
+/* world: what entries of global pages depend on too: EPT pointer, control bits, VPID, EPT pointer of level 1. */
+void flat_select(struct cpu *, const void *space, uint32_t generation, const uint64_t world[4]);
 uint64_t flat_base(const struct cpu *, enum acc_mode, bool slow); /* cpu->flat of a mode of the selected space */
 void flat_note_exec_fill(struct cpu *, gva_t gva, bool global);   /* an exec entry was filled */
 void flat_forget_spaces(struct cpu *); /* a page went in address spaces that are not selected now */

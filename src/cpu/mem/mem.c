@@ -458,9 +458,14 @@ void *cpu_guest_phys(struct cpu *cpu, gpa_t gpa, size_t size, unsigned acc)
     if ((gpa & ~PAGE_MASK) + size > PAGE_SIZE)
         return NULL;
     if (ept_translate(m, gpa, acc & 7u, &page, &perms, &fault)) {
-        if (!cpu->emul)
-            vmx_exit_ept(cpu, fault.reason, fault.reason == EXIT_REASON_EPT_VIOLATION ? (acc & 7u) | fault.ent : 0, 0,
-                         gpa);
+        if (!cpu->emul) {
+            const uint64_t rights = (fault.table ? fault.acc : acc & 7u) | fault.ent;
+
+            if (m->eptp12 && !fault.level)
+                gpa = fault.gpa | (fault.table ? 0 : gpa & ~PAGE_MASK);
+            vmx_exit_ept(cpu, fault.reason, fault.reason == EXIT_REASON_EPT_VIOLATION ? rights : 0, 0, gpa);
+            cpu->exit.level = (uint8_t)fault.level;
+        }
         return NULL;
     }
     return (void *)(page | (gpa & ~PAGE_MASK));

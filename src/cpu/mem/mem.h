@@ -75,13 +75,14 @@ int mem_translate(struct cpu *, gva_t gva, unsigned acc, struct xlat *);
 
 /* ---- flushes: by the cpu's own thread ---- */
 enum tlb_scope {
-    TLB_ALL,  /* everything of every tag */
-    TLB_VPID, /* all of a VPID (INVVPID single context; MOV CR0/CR4 changes: with globals) */
+    TLB_ALL,    /* everything of every tag */
+    TLB_NESTED, /* all of level 1's guests */
+    TLB_VPID,   /* all of a VPID (INVVPID single context; MOV CR0/CR4 changes: with globals) */
     TLB_VPID_NONGLOBAL,
     TLB_PCID, /* non-global entries of one PCID (MOV CR3, INVPCID) */
     TLB_PAGE  /* one linear address in the current PCID, globals too (INVLPG) */
 };
-void tlb_flush(struct cpu *, enum tlb_scope, uint16_t vpid, uint16_t pcid, gva_t);
+void tlb_flush(struct cpu *, enum tlb_scope, uint32_t vpid, uint16_t pcid, gva_t);
 /* VPID, EPTP, CR3/PCID or access mode changed: choose cpu->tlb_tag. Cheap. cpu_mode_changed() ends with it. */
 void tlb_select(struct cpu *);
 void tlb_select_access(struct cpu *); /* the access mode alone changed */

@@ -26,8 +26,9 @@ struct mem_shared {
 /* An address space: what makes two cached translations comparable. ctl: the control bits that a walk depends on, so a
  * change of one selects another record instead of trusting a flush. */
 struct space_key {
-    uint64_t eptp, ctl;
-    uint16_t vpid, pcid;
+    uint64_t eptp, eptp12, ctl; /* eptp12: of level 1, whose guest's space it is */
+    uint32_t vpid;              /* with TLB_TAG_NESTED for such a guest's */
+    uint16_t pcid;
 };
 struct space {
     struct space_key key;
@@ -43,6 +44,7 @@ struct ept_cached {
     hva_t hva;    /* page */
     uint64_t generation;
     uint32_t perms;
+    gpa_t level0; /* in nested[]: the page's physical address at level 1 */
 };
 #define EPT_CACHE 1024u
 
@@ -100,11 +102,14 @@ struct mem_unit {
     /* taken from the VMCS and control registers by tlb_select() */
     uint64_t eptp; /* 0: no EPT, physical addresses are host addresses */
     bool ept_ad;
-    bool slow;     /* breakpoints or alignment checks: cpu->tlb_tag matches nothing */
-    uint64_t rsvd; /* reserved in every 64-bit paging-structure entry */
+    uint64_t eptp12; /* of level 1, whose guest runs; 0: none: its physical addresses are level 1's */
+    bool slow;       /* breakpoints or alignment checks: cpu->tlb_tag matches nothing */
+    uint64_t rsvd;   /* reserved in every 64-bit paging-structure entry */
     unsigned maxphyaddr;
     uint64_t ept_generation;
     struct ept_cached ept[EPT_CACHE];
+    uint64_t nested_generation, nested_eptp; /* nested: physical addresses of level 1's guest under this EPTP */
+    struct ept_cached nested[EPT_CACHE];
     struct psc_entry psc[PSC_ENTRIES];
     /* linear 2 MB regions with entries from large pages: INVLPG has to look for them */
     uint64_t large[64];
@@ -128,9 +133,22 @@ static inline unsigned wfilter_slot(hva_t page)
 struct ept_fault {
     uint32_t reason; /* EXIT_REASON_EPT_VIOLATION or _MISCONFIG */
     uint32_t ent;    /* EPTQ_ENT_*: what the entries allow */
+    unsigned level;  /* of the hypervisor whose EPT it is */
+    bool table;      /* level 0's: met while an EPT entry of level 1 was read or marked */
+    unsigned acc;
+    gpa_t gpa; /* that EPT's input */
 };
-/* Host page of a guest-physical page for all of acc; *perms what else may be cached. 0, or -1 with *fault. */
+/* Host page of a guest-physical page for all of acc; *perms what else may be cached. 0, or -1 with *fault. While the
+ * guest of level 1 runs, through both EPTs. */
 int ept_translate(struct mem_unit *, gpa_t, unsigned acc, hva_t *page, unsigned *perms, struct ept_fault *);
+int ept_translate_level0(struct mem_unit *, gpa_t, unsigned acc, hva_t *page, unsigned *perms, struct ept_fault *);
+/* The address by which level 0 knows what was just translated. */
+gpa_t ept_level0_gpa(const struct mem_unit *, gpa_t);
+static inline void ept_forget(struct mem_unit *m)
+{
+    m->ept_generation++;
+    m->nested_generation++;
+}
 
 /* ---- paging.c ---- */
 #define WALK_NO_AD 1u /* no accessed or dirty bits (KVM_TRANSLATE) */

@@ -35,7 +35,8 @@ struct walk {
     unsigned above;  /* the same without the leaf: for the paging-structure cache */
     bool cached;     /* it started from the paging-structure cache */
     uint32_t error;
-    gpa_t gpa; /* of the page */
+    gpa_t missing; /* what an EPT does not map */
+    gpa_t gpa;     /* of the page */
     uint64_t page_size;
     bool global, dirty;
 };
@@ -46,11 +47,19 @@ static int walk_ept_exit(struct walk *w, const struct ept_fault *fault, unsigned
 {
     uint64_t qual = 0;
 
+    w->missing = unlikely(w->m->eptp12) && !fault->level ? fault->gpa : gpa;
     if (w->flags & WALK_QUIET)
         return CPU_VMEXIT;
+    if (unlikely(w->m->eptp12) && !fault->level) { /* level 0's, on the way through level 1's */
+        gpa = fault->gpa | (fault->table ? 0 : gpa & ~PAGE_MASK);
+        translated = translated && !fault->table;
+        acc = fault->table ? fault->acc : acc;
+    }
     if (fault->reason == EXIT_REASON_EPT_VIOLATION)
         qual = (acc & 7u) | fault->ent | EPTQ_GLA_VALID | (translated ? EPTQ_GLA_XLAT : 0);
-    return vmx_exit_ept(w->cpu, fault->reason, qual, w->gva, gpa);
+    vmx_exit_ept(w->cpu, fault->reason, qual, w->gva, gpa);
+    w->cpu->exit.level = (uint8_t)fault->level;
+    return CPU_VMEXIT;
 }
 
 int mem_host_gone(struct cpu *cpu, gva_t gva, gpa_t gpa, unsigned acc, bool translated)
@@ -120,8 +129,8 @@ static int pt_load(struct walk *w, gpa_t gpa)
         ref->writable = true;
     } else {
         if (unlikely(ept_translate(m, gpa, acc, &page, &perms, &fault)))
-            return w->cpu->emul && !(w->flags & WALK_QUIET) ? pt_load_emul(w, ref)
-                                                            : walk_ept_exit(w, &fault, acc, gpa, false);
+            return w->cpu->emul && !(w->flags & WALK_QUIET) && !m->eptp12 ? pt_load_emul(w, ref)
+                                                                          : walk_ept_exit(w, &fault, acc, gpa, false);
         ref->hva = page + (gpa & ~PAGE_MASK);
         ref->writable = perms & ACC_WRITE;
     }
@@ -129,7 +138,8 @@ static int pt_load(struct walk *w, gpa_t gpa)
         return CPU_OK;
     if (w->flags & WALK_QUIET)
         return CPU_VMEXIT;
-    return w->cpu->emul ? pt_load_emul(w, ref) : mem_host_gone(w->cpu, w->gva, gpa, ACC_READ, false);
+    return w->cpu->emul && !m->eptp12 ? pt_load_emul(w, ref)
+                                      : mem_host_gone(w->cpu, w->gva, ept_level0_gpa(m, gpa), ACC_READ, false);
 }
 
 /* Set bits of one entry. CPU_OK; CPU_AGAIN: it changed. */
@@ -150,7 +160,7 @@ static int pt_set_bits(struct walk *w, struct pt_ref *ref, uint64_t bits)
         if (w->cached)
             return CPU_AGAIN;
         if (ept_translate(w->m, ref->gpa, ACC_WRITE, &page, &perms, &fault)) {
-            if (w->cpu->emul)
+            if (w->cpu->emul && !w->m->eptp12)
                 return emul_table_write(w->cpu, ref->gpa, &(uint64_t){ref->val | bits}, w->size);
             return walk_ept_exit(w, &fault, ACC_WRITE, ref->gpa, false);
         }
@@ -165,7 +175,7 @@ static int pt_set_bits(struct walk *w, struct pt_ref *ref, uint64_t bits)
         r = host_cmpxchg32((void *)ref->hva, &old, old | (uint32_t)bits);
     }
     if (r < 0)
-        return mem_host_gone(w->cpu, w->gva, ref->gpa, ACC_WRITE, false);
+        return mem_host_gone(w->cpu, w->gva, ept_level0_gpa(w->m, ref->gpa), ACC_WRITE, false);
     if (r > 0)
         return CPU_AGAIN;
     if (code_page_present(w->cpu->domain, ref->hva & PAGE_MASK))
@@ -441,6 +451,21 @@ int mem_io_page(struct cpu *cpu, gva_t gva, unsigned acc, enum acc_mode am)
     return CPU_OK;
 }
 
+/* An EPT does not have the page. Under emulation, and for a quiet walk, level 0 is told where it looked for it. */
+static int walk_page_missing(struct walk *w, struct xlat *x, const struct ept_fault *fault)
+{
+    const bool level0 = !w->m->eptp12 || (!fault->level && !fault->table);
+
+    if (!(w->flags & (WALK_QUIET | WALK_NO_AD)) && !w->m->eptp12)
+        io_fill(w, x->perms);
+    x->hva = 0;
+    x->perms = 0;
+    x->gpa = w->m->eptp12 ? fault->gpa & PAGE_MASK : w->gpa;
+    if (level0 && (w->cpu->emul || (w->flags & WALK_QUIET)))
+        return CPU_OK;
+    return walk_ept_exit(w, fault, w->acc, w->gpa | (w->gva & ~PAGE_MASK), true);
+}
+
 /* The page itself: through the EPT, or as it is. */
 static int walk_page(struct walk *w, struct xlat *x)
 {
@@ -455,15 +480,9 @@ static int walk_page(struct walk *w, struct xlat *x)
     if (!w->m->eptp) {
         x->hva = w->gpa;
     } else {
-        if (unlikely(ept_translate(w->m, w->gpa, w->acc, &x->hva, &perms, &fault))) {
-            const gpa_t gpa = w->gpa | (w->gva & ~PAGE_MASK);
-
-            if (!(w->flags & (WALK_QUIET | WALK_NO_AD)))
-                io_fill(w, x->perms);
-            x->hva = 0;
-            x->perms = 0;
-            return w->cpu->emul || (w->flags & WALK_QUIET) ? CPU_OK : walk_ept_exit(w, &fault, w->acc, gpa, true);
-        }
+        if (unlikely(ept_translate(w->m, w->gpa, w->acc, &x->hva, &perms, &fault)))
+            return walk_page_missing(w, x, &fault);
+        x->gpa = ept_level0_gpa(w->m, w->gpa);
         x->perms &= perms;
     }
     if (w->flags & WALK_QUIET)
@@ -472,7 +491,7 @@ static int walk_page(struct walk *w, struct xlat *x)
         x->hva = 0;
         x->perms = 0;
         if (!w->cpu->emul)
-            return mem_host_gone(w->cpu, w->gva, w->gpa | (w->gva & ~PAGE_MASK), w->acc, true);
+            return mem_host_gone(w->cpu, w->gva, x->gpa | (w->gva & ~PAGE_MASK), w->acc, true);
     }
     return CPU_OK;
 }
@@ -488,7 +507,7 @@ int mem_walk(struct cpu *cpu, gva_t gva, unsigned acc, enum acc_mode am, unsigne
     if (error)
         *error = w.error;
     if (unlikely(st != CPU_OK)) {
-        x->gpa = w.n ? w.ref[w.n - 1].gpa : 0;
+        x->gpa = w.missing;
         return st;
     }
     return walk_page(&w, x);

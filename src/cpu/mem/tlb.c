@@ -183,16 +183,28 @@ void tlb_flush_all(struct mem_unit *m)
     for (unsigned i = 0; i < SPACES; i++)
         space_drop(&m->spaces[i]);
     flat_world_flushed(m->cpu);
-    m->ept_generation++;
+    ept_forget(m);
 }
 
-void tlb_flush(struct cpu *cpu, enum tlb_scope scope, uint16_t vpid, uint16_t pcid, gva_t gva)
+/* Level 1's guests: what depends on its EPTs, and with VPIDs off on any. */
+static void flush_nested(struct mem_unit *m)
+{
+    for (unsigned i = 0; i < SPACES; i++)
+        if (m->spaces[i].key.vpid & TLB_TAG_NESTED)
+            space_drop(&m->spaces[i]);
+    flat_world_flushed(m->cpu);
+    m->nested_generation++;
+}
+
+void tlb_flush(struct cpu *cpu, enum tlb_scope scope, uint32_t vpid, uint16_t pcid, gva_t gva)
 {
     struct mem_unit *m = cpu->mem;
 
     cpu->counters[scope == TLB_PAGE ? CC_tlb_flush_pages : CC_tlb_flushes]++;
     if (scope == TLB_ALL)
         tlb_flush_all(m);
+    if (scope == TLB_NESTED)
+        flush_nested(m);
     if (scope == TLB_PAGE) {
         tlb_drop_page(m, gva);
         if (cpu->s.cr4 & CR4_PCIDE && pcid != (cpu->s.cr3 & 0xfff))
@@ -217,6 +229,11 @@ void tlb_flush(struct cpu *cpu, enum tlb_scope scope, uint16_t vpid, uint16_t pc
 
 /* ---- choosing ---- */
 
+static bool key_equal(const struct space_key *a, const struct space_key *b)
+{
+    return a->eptp == b->eptp && a->eptp12 == b->eptp12 && a->ctl == b->ctl && a->vpid == b->vpid && a->pcid == b->pcid;
+}
+
 static struct space *space_find(struct mem_unit *m, const struct space_key *key)
 {
     struct space *victim = &m->spaces[0];
@@ -224,7 +241,7 @@ static struct space *space_find(struct mem_unit *m, const struct space_key *key)
     for (unsigned i = 0; i < SPACES; i++) {
         struct space *s = &m->spaces[i];
 
-        if (s->key.eptp == key->eptp && s->key.ctl == key->ctl && s->key.vpid == key->vpid && s->key.pcid == key->pcid)
+        if (key_equal(&s->key, key))
             return s;
         if (s->last_used < victim->last_used)
             victim = s;
@@ -293,18 +310,24 @@ void tlb_select(struct cpu *cpu)
     const bool paged = s->cr0 & CR0_PG;
     const struct space_key key = {
         .eptp = vmx_ept_enabled(cpu) ? vmx_eptp(cpu) : 0,
+        .eptp12 = vmx_nested_eptp(cpu),
         .ctl = (s->cr0 & (CR0_PG | CR0_WP)) | (s->cr4 & CTL_CR4) << 32 | (s->efer & (EFER_LMA | EFER_NXE)) << 52,
         .vpid = vmx_vpid(cpu),
         .pcid = paged && (s->cr4 & CR4_PCIDE) ? s->cr3 & 0xfff : 0,
     };
     struct space *sp = m->space;
 
-    if (sp->key.eptp != key.eptp || sp->key.ctl != key.ctl || sp->key.vpid != key.vpid || sp->key.pcid != key.pcid)
+    if (!key_equal(&sp->key, &key))
         sp = m->space = space_find(m, &key);
     if (unlikely(m->eptp != key.eptp)) {
         m->eptp = key.eptp;
         m->ept_ad = key.eptp & EPTP_AD;
-        m->ept_generation++;
+        ept_forget(m);
+    }
+    m->eptp12 = key.eptp12;
+    if (unlikely(key.eptp12) && key.eptp12 != m->nested_eptp) {
+        m->nested_eptp = key.eptp12;
+        m->nested_generation++;
     }
     take_reserved_bits(m, cpu);
     if (unlikely(!sp->generation)) {
@@ -315,7 +338,7 @@ void tlb_select(struct cpu *cpu)
     }
     sp->last_used = ++m->clock;
     m->slow = slow_mode(s);
-    flat_select(cpu, sp, sp->generation, (const uint64_t[]){key.eptp, key.ctl, key.vpid});
+    flat_select(cpu, sp, sp->generation, (const uint64_t[]){key.eptp, key.ctl, key.vpid, key.eptp12});
     select_view(cpu);
 }
 
@@ -339,7 +362,7 @@ int mem_cpu_init(struct cpu *cpu)
     }
     m->cpu = cpu;
     m->space = &m->spaces[0];
-    m->ept_generation = 1; /* what the empty cache does not have */
+    m->ept_generation = m->nested_generation = 1; /* what the empty caches do not have */
     wipe(m);
     cpu->mem = m;
     cpu->tlb = m->arrays;

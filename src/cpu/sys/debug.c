@@ -140,7 +140,7 @@ int cpu_after_step(struct cpu *cpu, bool tf_before, uint32_t shadow_before)
     if (unlikely(vmx_mtf(cpu))) {
         if (hits)
             s->pending_dbg = hits | (hits & 0xf ? PENDING_DBG_ENABLED_BP : 0);
-        return vmx_exit(cpu, NULL, EXIT_REASON_MONITOR_TRAP_FLAG, 0);
+        return vmx_exit_mtf(cpu);
     }
     return hits ? cpu_raise_db(cpu, hits) : CPU_OK;
 }

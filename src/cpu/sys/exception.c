@@ -401,7 +401,7 @@ int cpu_exception(struct cpu *cpu)
     side_effects(cpu, &ev);
     st = cpu_deliver(cpu, &ev);
     if (st == CPU_OK && unlikely(vmx_mtf(cpu))) /* an event's delivery ends at a boundary too */
-        return vmx_exit(cpu, NULL, EXIT_REASON_MONITOR_TRAP_FLAG, 0);
+        return vmx_exit_mtf(cpu);
     return st;
 }
 

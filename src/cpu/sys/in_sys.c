@@ -273,7 +273,7 @@ int in_xsetbv(struct cpu *cpu, const struct insn *in)
     return vmx_intercept(cpu, in, EXIT_REASON_XSETBV, 0); /* always exits */
 }
 
-/* ---- VMX: a guest's own instructions always exit ---- */
+/* ---- VMX: a guest's own instructions exit, unless it may be a hypervisor ---- */
 int in_vmcall(struct cpu *cpu, const struct insn *in)
 {
     return vmx_intercept(cpu, in, EXIT_REASON_VMCALL, 0);
@@ -290,5 +290,5 @@ int in_vmx(struct cpu *cpu, const struct insn *in)
 
     if (long_mode(cpu) && cpu->s.mode != MODE_64)
         return cpu_raise(cpu, VEC_UD);
-    return vmx_intercept(cpu, in, reasons[in->op], 0);
+    return vmx_runs_vmx(cpu) ? vmx_insn(cpu, in) : vmx_intercept(cpu, in, reasons[in->op], 0);
 }

@@ -138,31 +138,31 @@ const char *vmcs_field_name(unsigned index)
     return index < SLOTS ? fields[index].name : NULL;
 }
 
-enum vmx_result cpu_vmread(struct cpu *cpu, uint32_t field, uint64_t *value)
+enum vmx_result vmx_read(struct cpu *cpu, unsigned level, uint32_t field, uint64_t *value)
 {
-    struct vmcs *v = cpu->vmx->cur;
+    struct vmcs *v = cpu->vmx->level[level].cur;
     unsigned slot;
 
     if (unlikely(!v))
         return VMX_FAIL_INVALID;
     if (unlikely(!vmcs_lookup(field, &slot)))
-        return vmx_fail(cpu, VMXERR_BAD_FIELD);
+        return vmx_fail(cpu, level, VMXERR_BAD_FIELD);
     *value = *vmcs_slot(v, slot) >> (field & ENC_HIGH ? 32 : 0);
     return VMX_OK;
 }
 
-enum vmx_result cpu_vmwrite(struct cpu *cpu, uint32_t field, uint64_t value)
+enum vmx_result vmx_write(struct cpu *cpu, unsigned level, uint32_t field, uint64_t value)
 {
-    struct vmcs *v = cpu->vmx->cur;
+    struct vmcs *v = cpu->vmx->level[level].cur;
     uint64_t *p;
     unsigned slot;
 
     if (unlikely(!v))
         return VMX_FAIL_INVALID;
     if (unlikely(!vmcs_lookup(field, &slot)))
-        return vmx_fail(cpu, VMXERR_BAD_FIELD);
+        return vmx_fail(cpu, level, VMXERR_BAD_FIELD);
     if (unlikely(fields[slot].readonly))
-        return vmx_fail(cpu, VMXERR_READONLY_FIELD);
+        return vmx_fail(cpu, level, VMXERR_READONLY_FIELD);
     p = vmcs_slot(v, slot);
     value &= fields[slot].mask;
     if (unlikely(field & ENC_HIGH))
@@ -170,6 +170,16 @@ enum vmx_result cpu_vmwrite(struct cpu *cpu, uint32_t field, uint64_t value)
     if (*p == value)
         return VMX_OK; /* what was checked is still true */
     *p = value;
-    cpu->vmx->stale |= fields[slot].stale;
+    cpu->vmx->level[level].stale |= fields[slot].stale;
     return VMX_OK;
+}
+
+enum vmx_result cpu_vmread(struct cpu *cpu, uint32_t field, uint64_t *value)
+{
+    return vmx_read(cpu, 0, field, value);
+}
+
+enum vmx_result cpu_vmwrite(struct cpu *cpu, uint32_t field, uint64_t value)
+{
+    return vmx_write(cpu, 0, field, value);
 }

@@ -1,7 +1,7 @@
 /* SPDX-License-Identifier: MIT
  * vmx_caps.c: the VMX capability MSRs (SDM 3D, "VMX Capability Reporting Facility"): what this processor's VMX can do.
  * A control is allowed to be 1 when intercept.c or vmx_run.c acts on it. */
-#include "vmx/vmx_unit.h"
+#include "vmx/nested_int.h"
 
 #define PIN_ALLOWED1 (PIN_DEFAULT1 | PIN_EXT_INTR_EXITING | PIN_NMI_EXITING | PIN_VIRTUAL_NMIS | PIN_PREEMPTION_TIMER)
 #define CPU_ALLOWED1                                                                                                  \
@@ -86,29 +86,43 @@ static const uint64_t caps[MSR_IA32_VMX_TRUE_ENTRY_CTLS - MSR_IA32_VMX_BASIC + 1
     [MSR_IA32_VMX_TRUE_ENTRY_CTLS - MSR_IA32_VMX_BASIC] = PAIR(ENTRY_DEFAULT1 & ~ENTRY_TRUE0, ENTRY_ALLOWED1),
 };
 
-int vmx_cap_msr(uint32_t msr, uint64_t *value)
+/* What a guest's own VMX has beside or instead: its VMCS is KVM's vmcs12, which has no fields for pause-loop exiting;
+ * interrupts of its own are acknowledged by VM exits. */
+static uint64_t nested_cap(uint32_t msr)
 {
-    if (msr == MSR_IA32_FEATURE_CONTROL) {
+    const uint64_t cap = caps[msr - MSR_IA32_VMX_BASIC];
+
+    switch (msr) {
+    case MSR_IA32_VMX_BASIC:
+        return (cap & ~0x7fffffffull) | VMCS12_REVISION;
+    case MSR_IA32_VMX_EXIT_CTLS:
+    case MSR_IA32_VMX_TRUE_EXIT_CTLS:
+        return cap | PAIR(0, EXIT_ACK_INTR);
+    case MSR_IA32_VMX_PROCBASED_CTLS2:
+        return cap & ~PAIR(0, CPU2_PAUSE_LOOP_EXITING);
+    default:
+        return cap;
+    }
+}
+
+int vmx_cap_msr(unsigned level, uint32_t msr, uint64_t *value)
+{
+    if (msr == MSR_IA32_FEATURE_CONTROL && !level) {
         *value = FEATURE_CONTROL_LOCKED_VMX;
         return 0;
     }
     if (msr - MSR_IA32_VMX_BASIC >= ARRAY_SIZE(caps))
         return -1;
-    *value = caps[msr - MSR_IA32_VMX_BASIC];
+    *value = level ? nested_cap(msr) : caps[msr - MSR_IA32_VMX_BASIC];
     return 0;
 }
 
-uint32_t vmx_cap_high(uint32_t msr)
+uint64_t vmx_cap(const struct cpu *cpu, unsigned level, uint32_t msr)
 {
-    return caps[msr - MSR_IA32_VMX_BASIC] >> 32;
-}
-
-uint32_t vmx_cap_low(uint32_t msr)
-{
-    return (uint32_t)caps[msr - MSR_IA32_VMX_BASIC];
+    return level ? cpu->vmx->nested->cap[msr - MSR_IA32_VMX_BASIC] : caps[msr - MSR_IA32_VMX_BASIC];
 }
 
 int cpu_rdmsr(uint32_t msr, uint64_t *value)
 {
-    return vmx_cap_msr(msr, value);
+    return vmx_cap_msr(0, msr, value);
 }

@@ -10,29 +10,52 @@
             return #condition;      \
     } while (0)
 
-#define HPA_LIMIT        (1ull << 47) /* level 0: host-physical addresses are addresses of this process */
-#define MSR_LIST_MAX     512u         /* IA32_VMX_MISC 27:25 = 0 */
+#define MSR_LIST_MAX     512u /* IA32_VMX_MISC 27:25 = 0 */
 #define CR3_TARGETS_MAX  4u
 #define EFER_KNOWN       (EFER_SCE | EFER_LME | EFER_LMA | EFER_NXE | EFER_AIBRS | (1ull << 12) | (1ull << 13) | (1ull << 14))
 #define DEBUGCTL_KNOWN   0x3ull /* LBR, BTF */
 #define VIRTUAL_APIC_TPR 0x80u
 #define LINK_NONE        ~0ull
 
-static bool page_ok(uint64_t hpa)
+/* Whose VMCS is looked at, and by which rules. */
+struct check {
+    struct cpu *cpu;
+    unsigned level;
+    struct vmcs *v;
+    uint64_t limit;               /* physical addresses are below */
+    uint64_t cr4_fixed1, efer_ok; /* bits that CR4 and EFER may have */
+};
+
+static struct check check_of(struct cpu *cpu, unsigned level)
 {
-    return !(hpa & ~PAGE_MASK) && hpa < HPA_LIMIT;
+    const uint64_t fixed1 = vmx_cap(cpu, level, MSR_IA32_VMX_CR4_FIXED1);
+
+    return (struct check){
+        .cpu = cpu,
+        .level = level,
+        .v = cpu->vmx->level[level].cur,
+        .limit = vmx_phys_limit(cpu, level),
+        .cr4_fixed1 = level ? fixed1 & (cpu->guest_cr4_valid | CR4_VMXE) : fixed1,
+        .efer_ok = level ? (cpu->guest_efer_valid & EFER_KNOWN) | EFER_LMA : EFER_KNOWN,
+    };
 }
 
-static bool controls_ok(uint32_t value, uint32_t msr)
+static bool page_ok(const struct check *c, uint64_t pa)
 {
-    const uint32_t must = vmx_cap_low(msr), may = vmx_cap_high(msr);
-
-    return (value & must) == must && !(value & ~may);
+    return !(pa & ~PAGE_MASK) && pa < c->limit;
 }
 
-static bool msr_list_ok(uint64_t hpa, uint64_t count)
+static bool controls_ok(const struct check *c, uint64_t value, uint32_t msr)
 {
-    return !count || (count <= MSR_LIST_MAX && !(hpa & 15) && hpa < HPA_LIMIT && hpa + count * 16 <= HPA_LIMIT);
+    const uint64_t cap = vmx_cap(c->cpu, c->level, msr);
+    const uint32_t must = (uint32_t)cap, may = cap >> 32;
+
+    return ((uint32_t)value & must) == must && !((uint32_t)value & ~may);
+}
+
+static bool msr_list_ok(const struct check *c, uint64_t pa, uint64_t count)
+{
+    return !count || (count <= MSR_LIST_MAX && !(pa & 15) && pa < c->limit && pa + count * 16 <= c->limit);
 }
 
 static bool pat_ok(uint64_t pat)
@@ -50,24 +73,29 @@ static uint32_t exec2_of(const struct vmcs *v)
     return v->CPU_BASED_VM_EXEC_CONTROL & CPU_SECONDARY_CONTROLS ? (uint32_t)v->SECONDARY_VM_EXEC_CONTROL : 0;
 }
 
-static bool tpr_at_threshold(const struct vmcs *v)
+static bool tpr_at_threshold(const struct check *c)
 {
-    return (v->TPR_THRESHOLD & 15) <= ((const uint8_t *)v->VIRTUAL_APIC_PAGE_ADDR)[VIRTUAL_APIC_TPR] >> 4;
+    const struct vmcs *v = c->v;
+    uint8_t tpr = 0xff;
+
+    vmx_phys_read(c->cpu, c->level, v->VIRTUAL_APIC_PAGE_ADDR + VIRTUAL_APIC_TPR, &tpr, 1);
+    return (v->TPR_THRESHOLD & 15) <= tpr >> 4;
 }
 
 /* SDM 3C, "VM-Execution Control Fields" */
-static const char *check_execution(const struct vmcs *v)
+static const char *check_execution(const struct check *c)
 {
+    const struct vmcs *v = c->v;
     const uint32_t pin = v->PIN_BASED_VM_EXEC_CONTROL, exec = v->CPU_BASED_VM_EXEC_CONTROL, exec2 = exec2_of(v);
 
-    REQUIRE(controls_ok(pin, MSR_IA32_VMX_TRUE_PINBASED_CTLS));
-    REQUIRE(controls_ok(exec, MSR_IA32_VMX_TRUE_PROCBASED_CTLS));
-    REQUIRE(controls_ok(exec2, MSR_IA32_VMX_PROCBASED_CTLS2));
+    REQUIRE(controls_ok(c, pin, MSR_IA32_VMX_TRUE_PINBASED_CTLS));
+    REQUIRE(controls_ok(c, exec, MSR_IA32_VMX_TRUE_PROCBASED_CTLS));
+    REQUIRE(controls_ok(c, exec2, MSR_IA32_VMX_PROCBASED_CTLS2));
     REQUIRE(v->CR3_TARGET_COUNT <= CR3_TARGETS_MAX);
-    REQUIRE(!(exec & CPU_USE_IO_BITMAPS) || page_ok(v->IO_BITMAP_A));
-    REQUIRE(!(exec & CPU_USE_IO_BITMAPS) || page_ok(v->IO_BITMAP_B));
-    REQUIRE(!(exec & CPU_USE_MSR_BITMAPS) || page_ok(v->MSR_BITMAP));
-    REQUIRE(!(exec & CPU_TPR_SHADOW) || (page_ok(v->VIRTUAL_APIC_PAGE_ADDR) && v->VIRTUAL_APIC_PAGE_ADDR));
+    REQUIRE(!(exec & CPU_USE_IO_BITMAPS) || page_ok(c, v->IO_BITMAP_A));
+    REQUIRE(!(exec & CPU_USE_IO_BITMAPS) || page_ok(c, v->IO_BITMAP_B));
+    REQUIRE(!(exec & CPU_USE_MSR_BITMAPS) || page_ok(c, v->MSR_BITMAP));
+    REQUIRE(!(exec & CPU_TPR_SHADOW) || (page_ok(c, v->VIRTUAL_APIC_PAGE_ADDR) && v->VIRTUAL_APIC_PAGE_ADDR));
     REQUIRE(!(exec & CPU_TPR_SHADOW) || !(v->TPR_THRESHOLD & ~15ull));
     REQUIRE(!(pin & PIN_VIRTUAL_NMIS) || pin & PIN_NMI_EXITING);
     REQUIRE(!(exec & CPU_NMI_WINDOW_EXITING) || pin & PIN_VIRTUAL_NMIS);
@@ -75,20 +103,22 @@ static const char *check_execution(const struct vmcs *v)
     REQUIRE(!(exec2 & CPU2_ENABLE_EPT) || (v->EPT_POINTER & 7) == EPTP_WB || (v->EPT_POINTER & 7) == 0);
     REQUIRE(!(exec2 & CPU2_ENABLE_EPT) || (v->EPT_POINTER & (7 << 3)) == EPTP_WALK4);
     REQUIRE(!(exec2 & CPU2_ENABLE_EPT) || !(v->EPT_POINTER & 0xf80));
-    REQUIRE(!(exec2 & CPU2_ENABLE_EPT) || v->EPT_POINTER < HPA_LIMIT);
+    REQUIRE(!(exec2 & CPU2_ENABLE_EPT) || v->EPT_POINTER < c->limit);
     REQUIRE(!(exec2 & CPU2_UNRESTRICTED_GUEST) || exec2 & CPU2_ENABLE_EPT);
     return NULL;
 }
 
 /* SDM 3C, "VM-Exit Control Fields", "VM-Entry Control Fields" */
-static const char *check_exit_entry(const struct vmcs *v)
+static const char *check_exit_entry(const struct check *c)
 {
-    REQUIRE(controls_ok(v->VM_EXIT_CONTROLS, MSR_IA32_VMX_TRUE_EXIT_CTLS));
+    const struct vmcs *v = c->v;
+
+    REQUIRE(controls_ok(c, v->VM_EXIT_CONTROLS, MSR_IA32_VMX_TRUE_EXIT_CTLS));
     REQUIRE(!(v->VM_EXIT_CONTROLS & EXIT_SAVE_PREEMPTION_TIMER) || v->PIN_BASED_VM_EXEC_CONTROL & PIN_PREEMPTION_TIMER);
-    REQUIRE(msr_list_ok(v->VM_EXIT_MSR_STORE_ADDR, v->VM_EXIT_MSR_STORE_COUNT));
-    REQUIRE(msr_list_ok(v->VM_EXIT_MSR_LOAD_ADDR, v->VM_EXIT_MSR_LOAD_COUNT));
-    REQUIRE(controls_ok(v->VM_ENTRY_CONTROLS, MSR_IA32_VMX_TRUE_ENTRY_CTLS));
-    REQUIRE(msr_list_ok(v->VM_ENTRY_MSR_LOAD_ADDR, v->VM_ENTRY_MSR_LOAD_COUNT));
+    REQUIRE(msr_list_ok(c, v->VM_EXIT_MSR_STORE_ADDR, v->VM_EXIT_MSR_STORE_COUNT));
+    REQUIRE(msr_list_ok(c, v->VM_EXIT_MSR_LOAD_ADDR, v->VM_EXIT_MSR_LOAD_COUNT));
+    REQUIRE(controls_ok(c, v->VM_ENTRY_CONTROLS, MSR_IA32_VMX_TRUE_ENTRY_CTLS));
+    REQUIRE(msr_list_ok(c, v->VM_ENTRY_MSR_LOAD_ADDR, v->VM_ENTRY_MSR_LOAD_COUNT));
     return NULL;
 }
 
@@ -118,56 +148,64 @@ static const char *check_injection(const struct vmcs *v)
 
 /* SDM 3C, "Checks on Host Control Registers, MSRs, and SSP", "... Segment and Descriptor-Table Registers",
  * "Checks Related to Address-Space Size". The host of level 0 is this process: always in 64-bit mode. */
-static const char *check_host(const struct vmcs *v)
+static const char *check_host(const struct check *c)
 {
+    const struct vmcs *v = c->v;
     const uint32_t exit = v->VM_EXIT_CONTROLS;
     const uint64_t fixed = CR0_PE | CR0_NE | CR0_PG;
+    const bool long64 = exit & EXIT_HOST_ADDR_SPACE_SIZE;
 
     REQUIRE((v->HOST_CR0 & fixed) == fixed && !(v->HOST_CR0 >> 32));
-    REQUIRE(v->HOST_CR4 & CR4_VMXE);
-    REQUIRE(!(v->HOST_CR3 >> 52));
+    REQUIRE(v->HOST_CR4 & CR4_VMXE && !(v->HOST_CR4 & ~c->cr4_fixed1));
+    REQUIRE(c->level ? v->HOST_CR3 < c->limit : !(v->HOST_CR3 >> 52));
     REQUIRE(cpu_canonical(v->HOST_IA32_SYSENTER_ESP));
     REQUIRE(cpu_canonical(v->HOST_IA32_SYSENTER_EIP));
     REQUIRE(!(exit & EXIT_LOAD_PAT) || pat_ok(v->HOST_IA32_PAT));
-    REQUIRE(!(exit & EXIT_LOAD_EFER) || !(v->HOST_IA32_EFER & ~EFER_KNOWN));
-    REQUIRE(!(exit & EXIT_LOAD_EFER) || (v->HOST_IA32_EFER & EFER_LMA && v->HOST_IA32_EFER & EFER_LME));
+    REQUIRE(!(exit & EXIT_LOAD_EFER) || !(v->HOST_IA32_EFER & ~c->efer_ok));
+    REQUIRE(!(exit & EXIT_LOAD_EFER) || !!(v->HOST_IA32_EFER & EFER_LMA) == long64);
+    REQUIRE(!(exit & EXIT_LOAD_EFER) || !!(v->HOST_IA32_EFER & EFER_LME) == long64);
     REQUIRE(!((v->HOST_ES_SELECTOR | v->HOST_CS_SELECTOR | v->HOST_SS_SELECTOR | v->HOST_DS_SELECTOR |
                v->HOST_FS_SELECTOR | v->HOST_GS_SELECTOR | v->HOST_TR_SELECTOR) &
               7));
     REQUIRE(v->HOST_CS_SELECTOR != 0);
     REQUIRE(v->HOST_TR_SELECTOR != 0);
+    REQUIRE(long64 || v->HOST_SS_SELECTOR != 0);
     REQUIRE(cpu_canonical(v->HOST_FS_BASE));
     REQUIRE(cpu_canonical(v->HOST_GS_BASE));
     REQUIRE(cpu_canonical(v->HOST_GDTR_BASE));
     REQUIRE(cpu_canonical(v->HOST_IDTR_BASE));
     REQUIRE(cpu_canonical(v->HOST_TR_BASE));
-    REQUIRE(exit & EXIT_HOST_ADDR_SPACE_SIZE);
-    REQUIRE(v->HOST_CR4 & CR4_PAE);
+    REQUIRE(!!(exit & EXIT_HOST_ADDR_SPACE_SIZE) == (!c->level || c->cpu->s.efer & EFER_LMA));
+    REQUIRE(long64 || !(v->VM_ENTRY_CONTROLS & ENTRY_IA32E_MODE));
+    REQUIRE(long64 || (!(v->HOST_CR4 & CR4_PCIDE) && !(v->HOST_RIP >> 32)));
+    REQUIRE(!long64 || v->HOST_CR4 & CR4_PAE);
     REQUIRE(cpu_canonical(v->HOST_RIP));
     return NULL;
 }
 
-static enum vmx_result fail_check(struct cpu *cpu, const char *text, enum vmx_error error)
+static enum vmx_result fail_check(const struct check *c, const char *text, enum vmx_error error)
 {
-    cpu->vmx->failed_check = text;
-    vmx_trace_failed_check(cpu, text);
-    return vmx_fail(cpu, error);
+    c->cpu->vmx->failed_check = text;
+    vmx_trace_failed_check(c->cpu, text);
+    return vmx_fail(c->cpu, c->level, error);
 }
 
-enum vmx_result vmx_check_controls(struct cpu *cpu)
+enum vmx_result vmx_check_controls(struct cpu *cpu, unsigned level)
 {
-    struct vmx_unit *vmx = cpu->vmx;
-    const struct vmcs *v = vmx->cur;
+    const struct check c = check_of(cpu, level);
+    const uint32_t stale = cpu->vmx->level[level].stale;
+    const struct vmcs *v = c.v;
     const char *text;
 
-    if (vmx->stale & STALE_CONTROLS && ((text = check_execution(v)) || (text = check_exit_entry(v))))
-        return fail_check(cpu, text, VMXERR_BAD_CONTROLS);
-    if (v->CPU_BASED_VM_EXEC_CONTROL & CPU_TPR_SHADOW && !tpr_at_threshold(v)) /* looks at memory: each time */
-        return fail_check(cpu, "tpr_at_threshold(v)", VMXERR_BAD_CONTROLS);
+    if (stale & STALE_CONTROLS && ((text = check_execution(&c)) || (text = check_exit_entry(&c))))
+        return fail_check(&c, text, VMXERR_BAD_CONTROLS);
+    if (v->CPU_BASED_VM_EXEC_CONTROL & CPU_TPR_SHADOW && !tpr_at_threshold(&c)) /* looks at memory: each time */
+        return fail_check(&c, "tpr_at_threshold(&c)", VMXERR_BAD_CONTROLS);
     if (v->VM_ENTRY_INTR_INFO_FIELD & INTR_INFO_VALID && (text = check_injection(v)))
-        return fail_check(cpu, text, VMXERR_BAD_CONTROLS);
-    if (vmx->stale & (STALE_HOST | STALE_CONTROLS) && (text = check_host(v)))
-        return fail_check(cpu, text, VMXERR_BAD_HOST_STATE);
+        return fail_check(&c, text, VMXERR_BAD_CONTROLS);
+    if ((stale & (STALE_HOST | STALE_CONTROLS) || level) &&
+        (text = check_host(&c))) /* level 1's own mode is looked at */
+        return fail_check(&c, text, VMXERR_BAD_HOST_STATE);
     return VMX_OK;
 }
 
@@ -197,24 +235,23 @@ static struct guest_view view_of(const struct vmcs *v)
 }
 
 /* SDM 3C, "Checks on Guest Control Registers, Debug Registers, and MSRs" */
-static const char *check_cr(const struct vmcs *v, const struct guest_view *g)
+static const char *check_cr(const struct check *c, const struct guest_view *g)
 {
+    const struct vmcs *v = c->v;
     const uint64_t fixed = g->unrestricted ? CR0_NE : CR0_PE | CR0_NE | CR0_PG;
-    uint64_t cr4_fixed1 = 0;
 
-    vmx_cap_msr(MSR_IA32_VMX_CR4_FIXED1, &cr4_fixed1);
     REQUIRE((v->GUEST_CR0 & fixed) == fixed && !(v->GUEST_CR0 >> 32));
     REQUIRE(!g->pg || g->pe);
-    REQUIRE(v->GUEST_CR4 & CR4_VMXE && !(v->GUEST_CR4 & ~cr4_fixed1));
+    REQUIRE(v->GUEST_CR4 & CR4_VMXE && !(v->GUEST_CR4 & ~c->cr4_fixed1));
     REQUIRE(!(g->entry & ENTRY_LOAD_DEBUG_CONTROLS) || !(v->GUEST_IA32_DEBUGCTL & ~DEBUGCTL_KNOWN));
     REQUIRE(!g->ia32e || (g->pg && v->GUEST_CR4 & CR4_PAE));
     REQUIRE(g->ia32e || !(v->GUEST_CR4 & CR4_PCIDE));
-    REQUIRE(!(v->GUEST_CR3 >> 52));
+    REQUIRE(c->level ? v->GUEST_CR3 < c->limit : !(v->GUEST_CR3 >> 52));
     REQUIRE(!(g->entry & ENTRY_LOAD_DEBUG_CONTROLS) || !(v->GUEST_DR7 >> 32));
     REQUIRE(cpu_canonical(v->GUEST_SYSENTER_ESP));
     REQUIRE(cpu_canonical(v->GUEST_SYSENTER_EIP));
     REQUIRE(!(g->entry & ENTRY_LOAD_PAT) || pat_ok(v->GUEST_IA32_PAT));
-    REQUIRE(!(g->entry & ENTRY_LOAD_EFER) || !(v->GUEST_IA32_EFER & ~EFER_KNOWN));
+    REQUIRE(!(g->entry & ENTRY_LOAD_EFER) || !(v->GUEST_IA32_EFER & ~c->efer_ok));
     REQUIRE(!(g->entry & ENTRY_LOAD_EFER) || !!(v->GUEST_IA32_EFER & EFER_LMA) == g->ia32e);
     REQUIRE(!(g->entry & ENTRY_LOAD_EFER) || !g->pg || !!(v->GUEST_IA32_EFER & EFER_LME) == g->ia32e);
     return NULL;
@@ -428,11 +465,12 @@ static const char *check_pdptes(const struct vmcs *v)
 
 /* Without EPT the PDPTEs come from memory at CR3, as MOV CR3 takes them (SDM 3C, "Loading Page-Directory-Pointer-Table
  * Entries"); they are read into the guest-state fields, from which entry loads them. */
-static const char *read_pdptes(struct cpu *cpu, struct vmcs *v)
+static const char *read_pdptes(const struct check *c)
 {
+    struct vmcs *v = c->v;
     uint64_t pdpte[4];
 
-    REQUIRE(host_copy(pdpte, (const void *)(v->GUEST_CR3 & ~31ull), sizeof(pdpte)) == 0);
+    REQUIRE(vmx_phys_read(c->cpu, c->level, v->GUEST_CR3 & ~31ull, pdpte, sizeof(pdpte)) == 0);
     v->GUEST_PDPTR0 = pdpte[0];
     v->GUEST_PDPTR1 = pdpte[1];
     v->GUEST_PDPTR2 = pdpte[2];
@@ -442,19 +480,20 @@ static const char *read_pdptes(struct cpu *cpu, struct vmcs *v)
 
 enum { QUAL_PDPTE = 2, QUAL_LINK = 4 }; /* SDM 3C, "VM-Entry Failures During or After Loading Guest State" */
 
-int vmx_check_guest(struct cpu *cpu, uint64_t *qualification)
+int vmx_check_guest(struct cpu *cpu, unsigned level, uint64_t *qualification)
 {
-    struct vmx_unit *vmx = cpu->vmx;
-    struct vmcs *v = vmx->cur;
+    struct vmx_level *l = &cpu->vmx->level[level];
+    const struct check c = check_of(cpu, level);
+    const struct vmcs *v = c.v;
     const struct guest_view g = view_of(v);
-    uint32_t stale = vmx->stale;
+    uint32_t stale = l->stale;
     const char *text = NULL;
 
     *qualification = 0;
     if (g.inject) /* what may be injected depends on these */
         stale |= STALE_NONREG | STALE_RFLAGS;
     if (stale & (STALE_CR | STALE_CONTROLS))
-        text = check_cr(v, &g);
+        text = check_cr(&c, &g);
     if (!text && stale & (STALE_SEG | STALE_RFLAGS | STALE_CR | STALE_CONTROLS))
         text = check_segments(v, &g);
     if (!text && stale & STALE_TABLES)
@@ -468,44 +507,13 @@ int vmx_check_guest(struct cpu *cpu, uint64_t *qualification)
     if (!text && stale & STALE_NONREG && (text = check_link(v)))
         *qualification = QUAL_LINK;
     if (!text && pae_paging(v, &g) && (!g.ept || stale & (STALE_PDPTE | STALE_CR | STALE_CONTROLS)) &&
-        (text = g.ept ? check_pdptes(v) : read_pdptes(cpu, v)))
+        (text = g.ept ? check_pdptes(v) : read_pdptes(&c)))
         *qualification = QUAL_PDPTE;
     if (!text) {
-        vmx->stale = STALE_NONE;
+        l->stale = STALE_NONE;
         return 0;
     }
-    vmx->failed_check = text;
+    cpu->vmx->failed_check = text;
     vmx_trace_failed_check(cpu, text);
     return -1;
-}
-
-/* ---- MSR-load area (SDM 3C, "Loading MSRs") ---- */
-
-struct msr_entry {
-    uint32_t index, reserved;
-    uint64_t data;
-};
-
-static bool msr_loadable(const struct msr_entry *e)
-{
-    return !e->reserved && e->index != 0xc0000100 /* FS.base */ && e->index != 0xc0000101 /* GS.base */ &&
-           e->index >> 8 != 8 /* x2APIC */;
-}
-
-int vmx_entry_msr_load(struct cpu *cpu, uint64_t *qualification)
-{
-    const struct vmcs *v = cpu->vmx->cur;
-
-    for (unsigned i = 0; i < v->VM_ENTRY_MSR_LOAD_COUNT; i++) {
-        struct msr_entry e;
-
-        *qualification = i + 1;
-        if (host_copy(&e, (const struct msr_entry *)v->VM_ENTRY_MSR_LOAD_ADDR + i, sizeof(e)) || !msr_loadable(&e))
-            return -1;
-        if (msr_write(cpu, e.index, e.data) != CPU_OK) {
-            cpu->pending.valid = false;
-            return -1;
-        }
-    }
-    return 0;
 }

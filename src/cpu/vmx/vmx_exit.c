@@ -1,7 +1,7 @@
 /* SPDX-License-Identifier: MIT
  * vmx_exit.c: recording a VM exit and writing it to the VMCS (SDM 3C, "VM Exits": "Recording VM-Exit Information",
  * "Saving Guest State", "Saving MSRs"). At level 0 the host is this process: there is no host state to load. */
-#include "vmx/vmx_unit.h"
+#include "vmx/nested_int.h"
 
 int vmx_exit(struct cpu *cpu, const struct insn *in, uint32_t reason, uint64_t qualification)
 {
@@ -15,9 +15,16 @@ int vmx_exit_ept(struct cpu *cpu, uint32_t reason, uint64_t qualification, gva_t
     return CPU_VMEXIT;
 }
 
+int vmx_exit_at(struct cpu *cpu, unsigned level, const struct insn *in, uint32_t reason, uint64_t qualification)
+{
+    vmx_exit(cpu, in, reason, qualification);
+    cpu->exit.level = (uint8_t)level;
+    return CPU_VMEXIT;
+}
+
 int vmx_triple_fault(struct cpu *cpu)
 {
-    return vmx_exit(cpu, NULL, EXIT_REASON_TRIPLE_FAULT, 0);
+    return vmx_exit_at(cpu, cpu->vmx->depth, NULL, EXIT_REASON_TRIPLE_FAULT, 0);
 }
 
 /* ---- guest-state area ---- */
@@ -99,26 +106,62 @@ static void save_msrs(const struct cpu_state *s, struct vmcs *v)
     v->GUEST_SYSENTER_EIP = s->sysenter_eip;
 }
 
-static void load_controls(struct cpu *cpu)
+/* One level's offset and multiplier on top of what the levels below make of the host's TSC (SDM 3C, "Time-Stamp
+ * Counter Offsetting"): ((host * m0 + o0) * m1 + o1) is host * (m0 * m1) + (o0 * m1 + o1). */
+static void add_tsc(struct cpu_state *s, const struct vmx_level *l)
 {
-    struct vmx_unit *vmx = cpu->vmx;
-    const struct vmcs *v = vmx->cur;
+    const struct vmcs *v = l->cur;
 
-    vmx->pin = v->PIN_BASED_VM_EXEC_CONTROL;
-    vmx->exec = v->CPU_BASED_VM_EXEC_CONTROL;
-    vmx->exec2 = vmx->exec & CPU_SECONDARY_CONTROLS ? v->SECONDARY_VM_EXEC_CONTROL : 0;
-    vmx->exception_bitmap = v->EXCEPTION_BITMAP;
-    vmx->window = vmx->exec & (CPU_INTR_WINDOW_EXITING | CPU_NMI_WINDOW_EXITING);
-    cpu->s.tsc_offset = vmx->exec & CPU_USE_TSC_OFFSETTING ? v->TSC_OFFSET : 0;
-    cpu->s.tsc_mult = vmx->exec & CPU_USE_TSC_OFFSETTING && vmx->exec2 & CPU2_TSC_SCALING ? v->TSC_MULTIPLIER : 0;
+    if (!(l->exec & CPU_USE_TSC_OFFSETTING))
+        return;
+    if (l->exec2 & CPU2_TSC_SCALING) {
+        const uint64_t m = v->TSC_MULTIPLIER;
+        const bool negative = (int64_t)s->tsc_offset < 0;
+        const uint64_t size = negative ? -s->tsc_offset : s->tsc_offset;
+        const uint64_t scaled = (unsigned __int128)size * m >> 48;
+
+        s->tsc_offset = negative ? -scaled : scaled;
+        s->tsc_mult = s->tsc_mult ? (unsigned __int128)s->tsc_mult * m >> 48 : m;
+    }
+    s->tsc_offset += v->TSC_OFFSET;
+}
+
+static void select_tsc(struct cpu *cpu)
+{
+    cpu->s.tsc_offset = cpu->s.tsc_mult = 0;
+    for (unsigned n = 0; n <= cpu->vmx->depth; n++)
+        add_tsc(&cpu->s, &cpu->vmx->level[n]);
+}
+
+void vmx_take_controls(struct cpu *cpu, unsigned level)
+{
+    struct vmx_level *l = &cpu->vmx->level[level];
+    const struct vmcs *v = l->cur;
+
+    l->pin = v->PIN_BASED_VM_EXEC_CONTROL;
+    l->exec = v->CPU_BASED_VM_EXEC_CONTROL;
+    l->exec2 = l->exec & CPU_SECONDARY_CONTROLS ? v->SECONDARY_VM_EXEC_CONTROL : 0;
+    l->exception_bitmap = v->EXCEPTION_BITMAP;
+    l->window = l->exec & (CPU_INTR_WINDOW_EXITING | CPU_NMI_WINDOW_EXITING);
+    select_tsc(cpu);
 }
 
 void vmx_load_guest_state(struct cpu *cpu)
 {
-    struct cpu_state *s = &cpu->s;
-    const struct vmcs *v = cpu->vmx->cur;
+    vmx_load_state(cpu, 0);
+}
 
-    load_controls(cpu);
+void vmx_save_guest_state(struct cpu *cpu)
+{
+    vmx_save_state(cpu, 0);
+}
+
+void vmx_load_state(struct cpu *cpu, unsigned level)
+{
+    struct cpu_state *s = &cpu->s;
+    const struct vmcs *v = cpu->vmx->level[level].cur;
+
+    vmx_take_controls(cpu, level);
     s->cr0 = v->GUEST_CR0 | CR0_ET;
     s->cr3 = v->GUEST_CR3;
     s->cr4 = v->GUEST_CR4;
@@ -137,11 +180,29 @@ void vmx_load_guest_state(struct cpu *cpu)
     cpu_mode_changed(cpu);
 }
 
-void vmx_save_guest_state(struct cpu *cpu)
+/* Level 0 did not see the transitions of level 1: what it otherwise writes itself (EFER, PAT) is saved for it. Its
+ * masks are not for the guest of level 1, whose CR0 and CR4 are all of level 1's making: what it shows of them follows.
+ */
+static void show_nested(struct cpu *cpu)
+{
+    struct vmcs *v = cpu->vmx->level[0].cur;
+
+    v->GUEST_IA32_EFER = cpu->s.efer;
+    v->GUEST_IA32_PAT = cpu->s.pat;
+    if (!cpu->vmx->depth || (v->CR0_READ_SHADOW == cpu->s.cr0 && v->CR4_READ_SHADOW == cpu->s.cr4))
+        return;
+    v->CR0_READ_SHADOW = cpu->s.cr0;
+    v->CR4_READ_SHADOW = cpu->s.cr4;
+    cpu->vmx->nested->moved = true;
+}
+
+void vmx_save_state(struct cpu *cpu, unsigned level)
 {
     const struct cpu_state *s = &cpu->s;
-    struct vmcs *v = cpu->vmx->cur;
+    struct vmcs *v = cpu->vmx->level[level].cur;
 
+    if (unlikely(cpu->vmx->nested) && !level)
+        show_nested(cpu);
     v->GUEST_CR0 = s->cr0;
     v->GUEST_CR3 = s->cr3;
     v->GUEST_CR4 = s->cr4;
@@ -255,34 +316,34 @@ static void save_information(struct cpu *cpu, struct vmcs *v)
 }
 
 /* A timer that ran out stays at 0, whatever other exit came first. */
-static void save_timer(struct vmx_unit *vmx, struct vmcs *v)
+static void save_timer(const struct vmx_level *l, struct vmcs *v)
 {
     const uint64_t now = cpu_rdtsc();
 
-    v->VMX_PREEMPTION_TIMER_VALUE = now >= vmx->timer_deadline ? 0 : (vmx->timer_deadline - now) >> VMX_TIMER_SHIFT;
+    v->VMX_PREEMPTION_TIMER_VALUE = now >= l->timer_deadline ? 0 : (l->timer_deadline - now) >> VMX_TIMER_SHIFT;
 }
 
-void vmx_exit_commit(struct cpu *cpu, bool failed_entry)
+void vmx_exit_commit(struct cpu *cpu, unsigned level, bool failed_entry)
 {
-    struct vmcs *v = cpu->vmx->cur;
+    struct vmcs *v = cpu->vmx->level[level].cur;
 
     save_information(cpu, v);
     if (!failed_entry) {
         v->VM_ENTRY_INTR_INFO_FIELD &= ~(uint64_t)INTR_INFO_VALID;
-        vmx_save_guest_state(cpu);
+        vmx_save_state(cpu, level);
         save_rf(cpu, v);
         if (v->VM_EXIT_CONTROLS & EXIT_SAVE_PREEMPTION_TIMER)
-            save_timer(cpu->vmx, v);
+            save_timer(&cpu->vmx->level[level], v);
     }
     cpu->delivering.valid = false;
     cpu->nmi_unblocked = false;
     cpu->counters[CC_exits]++;
-    vmx_trace_exit(cpu);
+    vmx_trace_exit(cpu, level);
 }
 
 bool vmx_stopped_by_access(const struct cpu *cpu, gva_t rip, gpa_t gpa)
 {
-    const struct vmcs *v = cpu->vmx->cur;
+    const struct vmcs *v = cpu->vmx->level[0].cur;
 
     return v->VM_EXIT_REASON == EXIT_REASON_EPT_VIOLATION && v->GUEST_RIP == rip && v->GUEST_PHYSICAL_ADDRESS == gpa &&
            !(v->IDT_VECTORING_INFO_FIELD & INTR_INFO_VALID);
@@ -290,30 +351,9 @@ bool vmx_stopped_by_access(const struct cpu *cpu, gva_t rip, gpa_t gpa)
 
 void vmx_retire(struct cpu *cpu, gva_t next_rip)
 {
-    struct vmcs *v = cpu->vmx->cur;
+    struct vmcs *v = cpu->vmx->level[0].cur;
 
     v->GUEST_RIP = next_rip;
     v->GUEST_RFLAGS &= ~F_RF;
     v->GUEST_INTERRUPTIBILITY_INFO &= ~(uint64_t)(INTR_BLOCK_STI | INTR_BLOCK_MOVSS);
-}
-
-struct msr_entry {
-    uint32_t index, reserved;
-    uint64_t data;
-};
-
-int vmx_exit_msr_store(struct cpu *cpu)
-{
-    const struct vmcs *v = cpu->vmx->cur;
-
-    for (unsigned i = 0; i < v->VM_EXIT_MSR_STORE_COUNT; i++) {
-        struct msr_entry *at = (struct msr_entry *)v->VM_EXIT_MSR_STORE_ADDR + i, e;
-
-        if (host_copy(&e, at, sizeof(e)) || e.reserved || e.index >> 8 == 8 ||
-            msr_read(cpu, e.index, &e.data) != CPU_OK || host_copy(&at->data, &e.data, sizeof(e.data))) {
-            cpu->pending.valid = false;
-            return -1;
-        }
-    }
-    return 0;
 }

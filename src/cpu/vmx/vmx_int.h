@@ -6,7 +6,8 @@
 #include "insn/insn.h"
 
 /* Record a VM exit; returns CPU_VMEXIT. in gives the instruction length (NULL: none). */
-int vmx_exit(struct cpu *, const struct insn *in, uint32_t reason, uint64_t qualification);
+int vmx_exit(struct cpu *, const struct insn *in, uint32_t reason, uint64_t qualification); /* to level 0 */
+int vmx_exit_at(struct cpu *, unsigned level, const struct insn *in, uint32_t reason, uint64_t qualification);
 /* EPT violation or misconfiguration (reason 48, 49); linear is valid when qualification has EPTQ_GLA_VALID. */
 int vmx_exit_ept(struct cpu *, uint32_t reason, uint64_t qualification, gva_t linear, gpa_t gpa);
 
@@ -41,12 +42,19 @@ uint64_t vmx_guest_tsc(struct cpu *); /* with offset and scaling */
 bool vmx_unrestricted(const struct cpu *);
 bool vmx_ept_enabled(const struct cpu *);
 uint64_t vmx_eptp(const struct cpu *);
-uint16_t vmx_vpid(const struct cpu *); /* 0 when VPIDs are off */
+uint64_t vmx_nested_eptp(const struct cpu *); /* of level 1, whose guest runs now; 0: none */
+uint32_t vmx_vpid(const struct cpu *);        /* 0 when VPIDs are off; TLB_TAG_NESTED for the guest of level 1 */
+#define TLB_TAG_NESTED 0x10000u
+unsigned vmx_depth(const struct cpu *); /* 1: the guest of level 1 runs */
 /* Bits of CR0/CR4 that are fixed in VMX operation: a MOV that violates them is #GP. */
 bool vmx_cr_allowed(const struct cpu *, unsigned cr, uint64_t value);
 /* After IRET, STI, POPF, MOV SS ...: windows may be open now: sets ATT_WINDOW when one was asked for. */
 void vmx_check_windows(struct cpu *);
-bool vmx_mtf(const struct cpu *); /* the monitor trap flag is set: cpu_after_step() exits with reason 37 */
+bool vmx_mtf(const struct cpu *);      /* the monitor trap flag is set: cpu_after_step() exits with reason 37 */
+int vmx_exit_mtf(struct cpu *);        /* that exit, to who set it */
+bool vmx_runs_vmx(const struct cpu *); /* VMX instructions are level 1's own: vmx_insn(), not an exit */
+int vmx_insn(struct cpu *, const struct insn *);
+void vmx_nested_reset(struct cpu *); /* INIT, power-on: out of VMX operation */
 int vmx_cpu_init(struct cpu *);
 void vmx_cpu_destroy(struct cpu *);
 /* Guest-state area <-> cpu_state, for cpu_emulate(): without entry checks. */

@@ -40,23 +40,23 @@ static const uint32_t shown[] = {
     GUEST_ACTIVITY_STATE,
 };
 
-static void trace_field(struct cpu *cpu, uint32_t encoding)
+static void trace_field(struct cpu *cpu, struct vmcs *v, uint32_t encoding)
 {
     unsigned index;
 
-    if (vmcs_lookup(encoding, &index) && *vmcs_slot(cpu->vmx->cur, index))
-        cpu_trace(cpu, "    %s %#llx", vmcs_field_name(index), (unsigned long long)*vmcs_slot(cpu->vmx->cur, index));
+    if (vmcs_lookup(encoding, &index) && *vmcs_slot(v, index))
+        cpu_trace(cpu, "    %s %#llx", vmcs_field_name(index), (unsigned long long)*vmcs_slot(v, index));
 }
 
-void vmx_trace_exit_slow(struct cpu *cpu)
+void vmx_trace_exit_slow(struct cpu *cpu, unsigned level)
 {
-    struct vmcs *v = cpu->vmx->cur;
+    struct vmcs *v = cpu->vmx->level[level].cur;
 
-    cpu_trace(cpu, "vmexit %s%s GUEST_RIP %#llx", vmx_reason_name(v->VM_EXIT_REASON),
+    cpu_trace(cpu, "vmexit%s %s%s GUEST_RIP %#llx", level ? " to level 1" : "", vmx_reason_name(v->VM_EXIT_REASON),
               v->VM_EXIT_REASON & EXIT_REASON_FAILED_VMENTRY ? " (failed entry)" : "",
               (unsigned long long)v->GUEST_RIP);
     for (unsigned i = 0; i < ARRAY_SIZE(shown); i++)
-        trace_field(cpu, shown[i]);
+        trace_field(cpu, v, shown[i]);
 }
 
 static const struct {
@@ -86,19 +86,21 @@ static bool same(const char *a, const char *b)
 }
 
 /* The first entry shows every field that is not 0, area by area (SDM 3C, "Organization of VMCS Data"). */
-void vmx_trace_entry_slow(struct cpu *cpu, bool launch)
+void vmx_trace_entry_slow(struct cpu *cpu, unsigned level, bool launch)
 {
-    cpu_trace(cpu, "%s GUEST_RIP %#llx", launch ? "VMLAUNCH" : "VMRESUME",
-              (unsigned long long)cpu->vmx->cur->GUEST_RIP);
+    struct vmcs *v = cpu->vmx->level[level].cur;
+
+    cpu_trace(cpu, "%s%s GUEST_RIP %#llx", launch ? "VMLAUNCH" : "VMRESUME", level ? " by level 1" : "",
+              (unsigned long long)v->GUEST_RIP);
     for (unsigned a = 0; launch && a < ARRAY_SIZE(areas); a++) {
         cpu_trace(cpu, "  %s:", areas[a].title);
         for (unsigned i = 0; i < ARRAY_SIZE(fields); i++)
             if (same(fields[i].area, areas[a].area))
-                trace_field(cpu, fields[i].encoding);
+                trace_field(cpu, v, fields[i].encoding);
     }
-    if (!launch && cpu->vmx->cur->VM_ENTRY_INTR_INFO_FIELD & INTR_INFO_VALID) {
-        trace_field(cpu, VM_ENTRY_INTR_INFO_FIELD);
-        trace_field(cpu, VM_ENTRY_EXCEPTION_ERROR_CODE);
+    if (!launch && v->VM_ENTRY_INTR_INFO_FIELD & INTR_INFO_VALID) {
+        trace_field(cpu, v, VM_ENTRY_INTR_INFO_FIELD);
+        trace_field(cpu, v, VM_ENTRY_EXCEPTION_ERROR_CODE);
     }
 }
 
