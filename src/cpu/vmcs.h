@@ -173,5 +173,6 @@ enum vmx_error {
 #define MSR_IA32_VMX_TRUE_PROCBASED_CTLS 0x48e
 #define MSR_IA32_VMX_TRUE_EXIT_CTLS      0x48f
 #define MSR_IA32_VMX_TRUE_ENTRY_CTLS     0x490
+#define MSR_IA32_VMX_VMFUNC              0x491
 
 #endif

@@ -61,6 +61,7 @@ int cpu_nested_exit(struct cpu *, uint32_t reason, uint64_t qualification, uint3
 void cpu_nested_suspend(struct cpu *, bool);
 
 #define CPU_NESTED_VMCS_SIZE 4096
+#define CPU_NESTED_REVISION  0x11e57ed0u
 #define CPU_NESTED_NONE      (~0ull)
 struct cpu_nested_state {
     uint64_t vmxon, vmcs; /* guest-physical, or CPU_NESTED_NONE */

@@ -28,6 +28,11 @@ static long xsave2_size(struct kvm *kvm)
     return size < sizeof(struct kvm_xsave) ? (long)sizeof(struct kvm_xsave) : (long)size;
 }
 
+static long nested_state_size(struct kvm *kvm)
+{
+    return kvm_params.nested ? (long)kvm_x86_ops->nested_state_size() : 0;
+}
+
 static const struct capability {
     int number;
     const char *name;
@@ -99,6 +104,7 @@ static const struct capability {
     CAP(MP_STATE, 1),
     CAP(MSR_PLATFORM_INFO, 1),
     CAP(MULTI_ADDRESS_SPACE, KVM_ADDRESS_SPACE_NUM),
+    CAP_FN(NESTED_STATE, nested_state_size),
     CAP(NOP_IO_DELAY, 1),
     CAP(NR_MEMSLOTS, KVM_USER_MEM_SLOTS),
     CAP_FN(NR_VCPUS, nr_vcpus),

@@ -1,6 +1,7 @@
 /* SPDX-License-Identifier: MIT
  * ioctl_vcpu.c: the ioctls of a vCPU's descriptor. The dispatcher holds the vCPU's lock and has loaded its VMCS. */
 #include <errno.h>
+#include <stdlib.h>
 #include <string.h>
 #include "ioctl.h"
 
@@ -410,6 +411,53 @@ static long vcpu_set_device_attr(struct ioctl_call *c)
     return 0;
 }
 
+/* ---- nested state: its size is the client's, in the header ---- */
+static long vcpu_get_nested_state(struct ioctl_call *c)
+{
+    const uint32_t room = kvm_x86_ops->nested_state_size();
+    struct kvm_nested_state *state = malloc(room);
+    uint32_t size;
+    long r = os_copy_from_user(&size, (char *)c->arg + offsetof(struct kvm_nested_state, size), sizeof(size));
+
+    if (!state)
+        return -ENOMEM;
+    if (!r) {
+        kvm_x86_ops->get_nested_state(c->vcpu, state);
+        if (state->size > size)
+            r = os_copy_to_user((char *)c->arg + offsetof(struct kvm_nested_state, size), &state->size, sizeof(size))
+                    ?: -E2BIG;
+        else
+            r = os_copy_to_user((void *)c->arg, state, state->size);
+    }
+    free(state);
+    return r;
+}
+
+static long vcpu_set_nested_state(struct ioctl_call *c)
+{
+    const uint32_t known = KVM_STATE_NESTED_RUN_PENDING | KVM_STATE_NESTED_GUEST_MODE | KVM_STATE_NESTED_EVMCS |
+                           KVM_STATE_NESTED_MTF_PENDING | KVM_STATE_NESTED_GIF_SET;
+    const uint32_t room = kvm_x86_ops->nested_state_size();
+    struct kvm_nested_state *state = calloc(1, room);
+    long r;
+
+    if (!state)
+        return -ENOMEM;
+    r = os_copy_from_user(state, (void *)c->arg, sizeof(*state));
+    if (!r && (state->size < sizeof(*state) || state->flags & ~known ||
+               (state->flags & KVM_STATE_NESTED_RUN_PENDING && !(state->flags & KVM_STATE_NESTED_GUEST_MODE))))
+        r = -EINVAL;
+    if (!r) {
+        const size_t more = (state->size < room ? state->size : room) - sizeof(*state);
+
+        r = os_copy_from_user(&state->data, (char *)c->arg + sizeof(*state), more);
+    }
+    if (!r)
+        r = kvm_x86_ops->set_nested_state(c->vcpu, state);
+    free(state);
+    return r;
+}
+
 /* ---- the rest ---- */
 static long vcpu_translate(struct ioctl_call *c)
 {
@@ -481,6 +529,8 @@ const struct ioctl_row vcpu_ioctls[] = {
     ROW(KVM_GET_DEVICE_ATTR, IN, struct kvm_device_attr, vcpu_get_device_attr, KVM_CAP_VCPU_ATTRIBUTES),
     ROW(KVM_SET_DEVICE_ATTR, IN, struct kvm_device_attr, vcpu_set_device_attr, KVM_CAP_VCPU_ATTRIBUTES),
     ROW(KVM_HAS_DEVICE_ATTR, IN, struct kvm_device_attr, vcpu_has_device_attr, KVM_CAP_VCPU_ATTRIBUTES),
+    ROW0(KVM_GET_NESTED_STATE, vcpu_get_nested_state, KVM_CAP_NESTED_STATE),
+    ROW0(KVM_SET_NESTED_STATE, vcpu_set_nested_state, KVM_CAP_NESTED_STATE),
     ROW0(KVM_GET_STATS_FD, vcpu_get_stats_fd, KVM_CAP_BINARY_STATS_FD),
 };
 const unsigned vcpu_ioctls_count = ARRAY_SIZE(vcpu_ioctls);

@@ -57,4 +57,18 @@ KVM_X86_OP(int, get_msr, struct kvm_vcpu *, uint32_t index,
            uint64_t *) /* those in the VMCS or the processor; 1: none */
 KVM_X86_OP(int, set_msr, struct kvm_vcpu *, uint32_t index, uint64_t)
 KVM_X86_OP(void, update_cr8_intercept, struct kvm_vcpu *)
+/* VMX inside of the guest (struct kvm_x86_nested_ops in Linux) */
+KVM_X86_OP(void, nested_changed, struct kvm_vcpu *) /* CPUID, IA32_FEATURE_CONTROL */
+KVM_X86_OP(int, nested_check_events, struct kvm_vcpu *)
+KVM_X86_OP(bool, nested_triple_fault, struct kvm_vcpu *) /* false: the guest itself is shut down */
+KVM_X86_OP(bool, nested_wants_exception, struct kvm_vcpu *, unsigned vector, uint32_t error)
+KVM_X86_OP(bool, nested_in_guest, struct kvm_vcpu *)
+KVM_X86_OP(bool, nested_wants_interrupt, struct kvm_vcpu *)
+KVM_X86_OP(bool, nested_cr_allowed, struct kvm_vcpu *, unsigned cr, uint64_t)
+KVM_X86_OP(void, nested_smm, struct kvm_vcpu *, bool in_smm)
+KVM_X86_OP(int, nested_get_msr, struct kvm_vcpu *, uint32_t msr, uint64_t *)
+KVM_X86_OP(int, nested_set_msr, struct kvm_vcpu *, uint32_t msr, uint64_t)
+KVM_X86_OP(uint32_t, nested_state_size, void)
+KVM_X86_OP(void, get_nested_state, struct kvm_vcpu *, struct kvm_nested_state *)
+KVM_X86_OP(int, set_nested_state, struct kvm_vcpu *, const struct kvm_nested_state *)
 KVM_X86_OP(void, dump_vmcs, struct kvm_vcpu *)

@@ -68,6 +68,20 @@ void vmx_set_interrupt_shadow(struct kvm_vcpu *, uint32_t);
 bool vmx_get_nmi_mask(struct kvm_vcpu *);
 void vmx_set_nmi_mask(struct kvm_vcpu *, bool);
 void vmx_complete_interrupts(struct kvm_vcpu *);
+/* vmx_nested.c */
+int vmx_nested_create(struct kvm_vcpu *);
+void vmx_nested_changed(struct kvm_vcpu *), vmx_nested_sync(struct kvm_vcpu *);
+int vmx_nested_check_events(struct kvm_vcpu *);
+bool vmx_nested_triple_fault(struct kvm_vcpu *);
+bool vmx_nested_wants_exception(struct kvm_vcpu *, unsigned vector, uint32_t error);
+bool vmx_nested_in_guest(struct kvm_vcpu *), vmx_nested_wants_interrupt(struct kvm_vcpu *);
+bool vmx_nested_cr_allowed(struct kvm_vcpu *, unsigned cr, uint64_t);
+void vmx_nested_smm(struct kvm_vcpu *, bool in_smm);
+int vmx_nested_get_msr(struct kvm_vcpu *, uint32_t msr, uint64_t *);
+int vmx_nested_set_msr(struct kvm_vcpu *, uint32_t msr, uint64_t);
+uint32_t vmx_nested_state_size(void);
+void vmx_get_nested_state(struct kvm_vcpu *, struct kvm_nested_state *);
+int vmx_set_nested_state(struct kvm_vcpu *, const struct kvm_nested_state *);
 /* vmx_exit.c: 1: resume the guest, 0: to user space, < 0: errno */
 int vmx_handle_exit(struct kvm_vcpu *);
 void dump_vmcs(struct kvm_vcpu *);

@@ -365,6 +365,7 @@ static int set_feature_control(struct kvm_vcpu *vcpu, const struct msr_access *m
     if (!m->host && (vcpu->arch.feature_control & FEAT_CTL_LOCKED))
         return 1;
     vcpu->arch.feature_control = m->data;
+    kvm_x86_ops->nested_changed(vcpu);
     return 0;
 }
 
@@ -372,7 +373,12 @@ static int get_vmx_capability(struct kvm_vcpu *vcpu, struct msr_access *m)
 {
     if (!kvm_params.nested || (!m->host && !guest_has(vcpu, 1, ECX, 5)))
         return 1;
-    return cpu_rdmsr(m->index, &m->data) != 0;
+    return kvm_x86_ops->nested_get_msr(vcpu, m->index, &m->data) != 0;
+}
+
+static int set_vmx_capability(struct kvm_vcpu *vcpu, const struct msr_access *m)
+{
+    return !kvm_params.nested || !m->host || kvm_x86_ops->nested_set_msr(vcpu, m->index, m->data) != 0;
 }
 
 /* ---- KVM's paravirtual MSRs (Documentation/virt/kvm/x86/msr.rst) ---- */
@@ -538,7 +544,7 @@ static const struct msr_row rows[] = {
     PROCESSOR(0x277, 0x277, LISTED),                               /* IA32_PAT */
     KEPT_SET(0x2ff, mtrr_def, 0, set_mtrr_def),                    /* IA32_MTRR_DEF_TYPE */
     BY(MSR_MC0_CTL, MSR_MC0_CTL + 4 * KVM_MAX_MCE_BANKS - 1, 0, get_mc, set_mc),
-    BY(0x480, 0x491, 0, get_vmx_capability, NULL),                /* IA32_VMX_BASIC ... VMFUNC */
+    BY(0x480, 0x491, 0, get_vmx_capability, set_vmx_capability),  /* IA32_VMX_BASIC ... VMFUNC */
     BY(0x6e0, 0x6e0, LISTED, get_tsc_deadline, set_tsc_deadline), /* IA32_TSC_DEADLINE */
     BY(0x800, 0x8ff, 0, get_x2apic, set_x2apic),
     /* Hyper-V (hyperv.c) */
@@ -824,7 +830,7 @@ int kvm_get_msr_feature(uint32_t index, uint64_t *data)
         *data = DE_CFG_LFENCE_SERIALIZE;
         return 0;
     default:
-        return kvm_params.nested && index >= 0x480 && index <= 0x490 ? cpu_rdmsr(index, data) : -1;
+        return kvm_params.nested && index >= 0x480 && index <= 0x490 ? cpu_nested_default_cap(index, data) : -1;
     }
 }
 

@@ -70,6 +70,7 @@ void kvm_smm_changed(struct kvm_vcpu *vcpu, bool in_smm)
     if (vcpu->arch.in_smm == in_smm)
         return;
     vcpu->arch.in_smm = in_smm;
+    kvm_x86_ops->nested_smm(vcpu, in_smm);
     kvm_x86_ops->load_mmu_pgd(vcpu);
     kvm_make_request(KVM_REQ_TLB_FLUSH, vcpu);
     if (!in_smm) /* a latched INIT, or an SMI that came meanwhile */

@@ -274,6 +274,7 @@ static void vmx_update_cpuid(struct kvm_vcpu *vcpu)
 
     vmx_set_secondary(vcpu);
     vmx_update_msr_intercepts(vcpu);
+    vmx_nested_changed(vcpu);
     cpu_set_guest_cpuid(vcpu->arch.cpu, &leaf1, &leaf7, &ext1, vcpu->arch.maxphyaddr, amd);
     vmx_set_cr4(vcpu, kvm_read_cr4(vcpu)); /* which bits the guest may own */
 }
@@ -363,6 +364,8 @@ static int vmx_vcpu_create(struct kvm_vcpu *vcpu)
     if (!r && (cpu_vmclear(vcpu->arch.cpu, (hpa_t)vmx->vmcs) != VMX_OK ||
                cpu_vmptrld(vcpu->arch.cpu, (hpa_t)vmx->vmcs) != VMX_OK))
         r = -EIO;
+    if (!r)
+        r = vmx_nested_create(vcpu);
     if (r) {
         vmx_vcpu_free(vcpu);
         return r;
@@ -411,6 +414,8 @@ static int vmx_vcpu_run(struct kvm_vcpu *vcpu)
         vmx->idt_vectoring_info = 0;
         return 0;
     }
+    if (unlikely(cpu_nested_moved(cpu)))
+        vmx_nested_sync(vcpu);
     vmx->exit_reason = (uint32_t)vmcs_read(vcpu, VM_EXIT_REASON);
     if (unlikely(vmx->exit_reason & EXIT_REASON_FAILED_VMENTRY)) {
         vmx->idt_vectoring_info = 0;

@@ -71,6 +71,8 @@ static int handle_exception_nmi(struct kvm_vcpu *vcpu)
 /* Exit 1: cpu_kick(); what it was for is a request or a flag that the run loop looks at. */
 static int handle_external_interrupt(struct kvm_vcpu *vcpu)
 {
+    if (unlikely(cpu_nested_in_guest(vcpu->arch.cpu))) /* what waited for an event that went in first */
+        kvm_make_request(KVM_REQ_EVENT, vcpu);
     return 1;
 }
 
@@ -353,6 +355,8 @@ int vmx_handle_exit(struct kvm_vcpu *vcpu)
         vcpu->stat[STAT_EXIT_REASONS + reason]++;
     if (unlikely(vmx->fail))
         return entry_failed(vcpu, vmcs_read(vcpu, VM_INSTRUCTION_ERROR));
+    if (unlikely(vmx->exit_reason & EXIT_REASON_FAILED_VMENTRY) && vmx_nested_triple_fault(vcpu))
+        return 1; /* a hypervisor's guest with a state that cannot be */
     if (unlikely(vmx->exit_reason & EXIT_REASON_FAILED_VMENTRY))
         return entry_failed(vcpu, vmx->exit_reason);
     kvm_trace(TRACE_EXIT, "vcpu %d: exit %s rip %#llx qualification %#llx", vcpu->vcpu_id, vmx_exit_name(reason),

@@ -71,14 +71,21 @@ void vmx_set_nmi_mask(struct kvm_vcpu *vcpu, bool masked)
     vmcs_write(vcpu, GUEST_INTERRUPTIBILITY_INFO, masked ? now | INTR_BLOCK_NMI : now & ~(uint64_t)INTR_BLOCK_NMI);
 }
 
+/* An interrupt or NMI that a hypervisor in the guest takes is never blocked by that hypervisor's guest. */
 bool vmx_interrupt_allowed(struct kvm_vcpu *vcpu)
 {
+    if (unlikely(cpu_nested_wants(vcpu->arch.cpu) & NESTED_INTR))
+        return true;
     return (vmcs_read(vcpu, GUEST_RFLAGS) & F_IF) &&
            !(vmcs_read(vcpu, GUEST_INTERRUPTIBILITY_INFO) & (INTR_BLOCK_STI | INTR_BLOCK_MOVSS));
 }
 
 bool vmx_nmi_allowed(struct kvm_vcpu *vcpu)
 {
+    const unsigned wants = cpu_nested_wants(vcpu->arch.cpu);
+
+    if (unlikely(wants & NESTED_NMI))
+        return !(wants & NESTED_NMI_BLOCKED);
     return !(vmcs_read(vcpu, GUEST_INTERRUPTIBILITY_INFO) & (INTR_BLOCK_STI | INTR_BLOCK_MOVSS | INTR_BLOCK_NMI));
 }
 

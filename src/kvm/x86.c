@@ -269,7 +269,7 @@ static int vcpu_handle_requests(struct kvm_vcpu *vcpu)
     kvm_check_request(KVM_REQ_MMU_RELOAD, vcpu);
     if (kvm_check_request(KVM_REQ_TLB_FLUSH, vcpu))
         kvm_x86_ops->flush_tlb_all(vcpu);
-    if (kvm_check_request(KVM_REQ_TRIPLE_FAULT, vcpu)) {
+    if (kvm_check_request(KVM_REQ_TRIPLE_FAULT, vcpu) && !kvm_x86_ops->nested_triple_fault(vcpu)) {
         vcpu->run->exit_reason = KVM_EXIT_SHUTDOWN;
         return 0;
     }
@@ -311,7 +311,8 @@ static int vcpu_prepare_events(struct kvm_vcpu *vcpu, bool req_int_win)
         kvm_x86_ops->update_cr8_intercept(vcpu);
         kvm_lapic_sync_to_vapic(vcpu);
     }
-    if (kvm_check_request(KVM_REQ_TRIPLE_FAULT, vcpu)) { /* a fault on a double fault, found just now */
+    if (kvm_check_request(KVM_REQ_TRIPLE_FAULT, vcpu) && /* a fault on a double fault, found just now */
+        !kvm_x86_ops->nested_triple_fault(vcpu)) {
         vcpu->run->exit_reason = KVM_EXIT_SHUTDOWN;
         return 0;
     }

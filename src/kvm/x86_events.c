@@ -72,7 +72,8 @@ static void kvm_multiple_exception(struct kvm_vcpu *vcpu, struct kvm_queued_exce
         *ex = new;
         ex->pending = !reinject;
         ex->injected = reinject;
-        kvm_deliver_exception_payload(vcpu, ex);
+        if (reinject || !kvm_x86_ops->nested_wants_exception(vcpu, ex->vector, ex->error_code))
+            kvm_deliver_exception_payload(vcpu, ex);
         return;
     }
     if (ex->vector == VEC_DF) { /* triple fault: shutdown */
@@ -205,7 +206,7 @@ static void inject_nmi_or_window(struct kvm_vcpu *vcpu, bool *can_inject)
 
 static void inject_interrupt_or_window(struct kvm_vcpu *vcpu, bool can_inject)
 {
-    if (can_inject && kvm_x86_ops->interrupt_allowed(vcpu)) {
+    if (can_inject && kvm_x86_ops->interrupt_allowed(vcpu) && !kvm_x86_ops->nested_wants_interrupt(vcpu)) {
         const int vector = kvm_cpu_get_interrupt(vcpu);
 
         if (vector >= 0) {
@@ -214,7 +215,7 @@ static void inject_interrupt_or_window(struct kvm_vcpu *vcpu, bool can_inject)
             kvm_x86_ops->inject_irq(vcpu);
         }
     }
-    if (kvm_cpu_has_injectable_intr(vcpu))
+    if (kvm_cpu_has_injectable_intr(vcpu) && !kvm_x86_ops->nested_wants_interrupt(vcpu))
         kvm_x86_ops->enable_irq_window(vcpu);
 }
 
@@ -225,6 +226,8 @@ int inject_pending_event(struct kvm_vcpu *vcpu)
 {
     bool can_inject;
 
+    if (unlikely(kvm_x86_ops->nested_in_guest(vcpu)) && kvm_x86_ops->nested_check_events(vcpu) < 0)
+        return 0; /* KVM_REQ_TRIPLE_FAULT */
     if (vcpu->arch.exception.injected)
         kvm_inject_exception(vcpu);
     else if (kvm_is_exception_pending(vcpu))

@@ -76,6 +76,8 @@ int kvm_set_cr0(struct kvm_vcpu *vcpu, uint64_t cr0)
         return 1;
     if (!(cr0 & CR0_PG) && (is_64_bit_mode(vcpu) || (cr4 & CR4_PCIDE)))
         return 1;
+    if (!kvm_x86_ops->nested_cr_allowed(vcpu, 0, cr0))
+        return 1;
     kvm_x86_ops->set_cr0(vcpu, cr0);
     if ((cr0 ^ old) & CR0_FLUSH)
         kvm_make_request(KVM_REQ_TLB_FLUSH, vcpu);
@@ -135,7 +137,7 @@ int kvm_set_cr4(struct kvm_vcpu *vcpu, uint64_t cr4)
 {
     const uint64_t old = kvm_read_cr4(vcpu), cr0 = kvm_read_cr0(vcpu);
 
-    if (!kvm_is_valid_cr4(vcpu, cr4))
+    if (!kvm_is_valid_cr4(vcpu, cr4) || !kvm_x86_ops->nested_cr_allowed(vcpu, 4, cr4))
         return 1;
     if (is_long_mode(vcpu)) {
         if (!(cr4 & CR4_PAE))

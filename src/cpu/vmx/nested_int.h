@@ -6,8 +6,8 @@
 
 #include "vmx/vmx_unit.h"
 
-#define VMCS12_REVISION 0x11e57ed0u /* of the layout in vmcs12.c */
-#define VMCS12_SIZE     4096u
+#define VMCS12_REVISION CPU_NESTED_REVISION /* of the layout in vmcs12.c */
+#define VMCS12_SIZE     CPU_NESTED_VMCS_SIZE
 #define NESTED_CAPS     (MSR_IA32_VMX_TRUE_ENTRY_CTLS - MSR_IA32_VMX_BASIC + 1)
 
 struct vmx_nested {
