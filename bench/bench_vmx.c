@@ -40,7 +40,7 @@ static void round_pio(struct guest *g)
 
 static void round_all_stale(struct guest *g)
 {
-    g->cpu->vmx->stale = STALE_ALL;
+    g->cpu->vmx->level[0].stale = STALE_ALL;
     cpu_vmresume(g->cpu);
 }
 

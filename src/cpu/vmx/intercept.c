@@ -335,7 +335,9 @@ static int io_level(struct cpu *cpu, uint32_t port, unsigned size)
 int vmx_intercept_io(struct cpu *cpu, const struct insn *in, uint16_t port, unsigned size, bool input, bool string,
                      bool rep, bool imm_port, gva_t linear)
 {
-    const int level = cpu->emul ? -1 : io_level(cpu, port, size);
+    const int level = cpu->emul         ? -1
+                      : cpu->vmx->depth ? io_level(cpu, port, size)
+                                        : (io_intercepted(cpu, 0, port, size) ? 0 : -1);
 
     if (level < 0)
         return CPU_OK;

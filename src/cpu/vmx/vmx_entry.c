@@ -190,8 +190,19 @@ static enum vmx_result fail_check(const struct check *c, const char *text, enum 
     return vmx_fail(c->cpu, c->level, error);
 }
 
+static bool nothing_to_check(const struct vmx_level *l)
+{
+    const struct vmcs *v = l->cur;
+
+    return !(l->stale & (STALE_CONTROLS | STALE_HOST)) && !(v->CPU_BASED_VM_EXEC_CONTROL & CPU_TPR_SHADOW) &&
+           !(v->VM_ENTRY_INTR_INFO_FIELD & INTR_INFO_VALID);
+}
+
 enum vmx_result vmx_check_controls(struct cpu *cpu, unsigned level)
 {
+    if (likely(!level && nothing_to_check(&cpu->vmx->level[0])))
+        return VMX_OK;
+
     const struct check c = check_of(cpu, level);
     const uint32_t stale = cpu->vmx->level[level].stale;
     const struct vmcs *v = c.v;
@@ -465,12 +476,12 @@ static const char *check_pdptes(const struct vmcs *v)
 
 /* Without EPT the PDPTEs come from memory at CR3, as MOV CR3 takes them (SDM 3C, "Loading Page-Directory-Pointer-Table
  * Entries"); they are read into the guest-state fields, from which entry loads them. */
-static const char *read_pdptes(const struct check *c)
+static const char *read_pdptes(struct cpu *cpu, unsigned level)
 {
-    struct vmcs *v = c->v;
+    struct vmcs *v = cpu->vmx->level[level].cur;
     uint64_t pdpte[4];
 
-    REQUIRE(vmx_phys_read(c->cpu, c->level, v->GUEST_CR3 & ~31ull, pdpte, sizeof(pdpte)) == 0);
+    REQUIRE(vmx_phys_read(cpu, level, v->GUEST_CR3 & ~31ull, pdpte, sizeof(pdpte)) == 0);
     v->GUEST_PDPTR0 = pdpte[0];
     v->GUEST_PDPTR1 = pdpte[1];
     v->GUEST_PDPTR2 = pdpte[2];
@@ -483,8 +494,7 @@ enum { QUAL_PDPTE = 2, QUAL_LINK = 4 }; /* SDM 3C, "VM-Entry Failures During or 
 int vmx_check_guest(struct cpu *cpu, unsigned level, uint64_t *qualification)
 {
     struct vmx_level *l = &cpu->vmx->level[level];
-    const struct check c = check_of(cpu, level);
-    const struct vmcs *v = c.v;
+    const struct vmcs *v = l->cur;
     const struct guest_view g = view_of(v);
     uint32_t stale = l->stale;
     const char *text = NULL;
@@ -492,8 +502,11 @@ int vmx_check_guest(struct cpu *cpu, unsigned level, uint64_t *qualification)
     *qualification = 0;
     if (g.inject) /* what may be injected depends on these */
         stale |= STALE_NONREG | STALE_RFLAGS;
-    if (stale & (STALE_CR | STALE_CONTROLS))
+    if (unlikely(stale & (STALE_CR | STALE_CONTROLS))) {
+        const struct check c = check_of(cpu, level);
+
         text = check_cr(&c, &g);
+    }
     if (!text && stale & (STALE_SEG | STALE_RFLAGS | STALE_CR | STALE_CONTROLS))
         text = check_segments(v, &g);
     if (!text && stale & STALE_TABLES)
@@ -507,7 +520,7 @@ int vmx_check_guest(struct cpu *cpu, unsigned level, uint64_t *qualification)
     if (!text && stale & STALE_NONREG && (text = check_link(v)))
         *qualification = QUAL_LINK;
     if (!text && pae_paging(v, &g) && (!g.ept || stale & (STALE_PDPTE | STALE_CR | STALE_CONTROLS)) &&
-        (text = g.ept ? check_pdptes(v) : read_pdptes(&c)))
+        (text = g.ept ? check_pdptes(v) : read_pdptes(cpu, level)))
         *qualification = QUAL_PDPTE;
     if (!text) {
         l->stale = STALE_NONE;

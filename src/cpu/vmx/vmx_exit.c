@@ -128,6 +128,15 @@ static void add_tsc(struct cpu_state *s, const struct vmx_level *l)
 
 static void select_tsc(struct cpu *cpu)
 {
+    const struct vmx_level *l = &cpu->vmx->level[0];
+
+    if (likely(!cpu->vmx->depth)) {
+        const bool offset = l->exec & CPU_USE_TSC_OFFSETTING;
+
+        cpu->s.tsc_offset = offset ? l->cur->TSC_OFFSET : 0;
+        cpu->s.tsc_mult = offset && l->exec2 & CPU2_TSC_SCALING ? l->cur->TSC_MULTIPLIER : 0;
+        return;
+    }
     cpu->s.tsc_offset = cpu->s.tsc_mult = 0;
     for (unsigned n = 0; n <= cpu->vmx->depth; n++)
         add_tsc(&cpu->s, &cpu->vmx->level[n]);
