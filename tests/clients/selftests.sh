@@ -27,8 +27,10 @@ while read -r name class expected why; do
     fi
     start=$(date +%s) with=
     [ "$name" = hardware_disable_test ] && with=$rr
+    params=${ANYKVM_PARAMS:-}
+    [ "$class" = nested ] && params=nested=1
     if [ -x "$tests/$name" ]; then
-        (cd "$tests/$(dirname "$name")" && timeout -k 5 $limit $with "$ANYKVM" exec --engine "${ENGINE:-jit}" -- \
+        (cd "$tests/$(dirname "$name")" && ANYKVM_PARAMS=$params timeout -k 5 $limit $with "$ANYKVM" exec --engine "${ENGINE:-jit}" -- \
             "./$(basename "$name")") >"$tmp/out" 2>&1 </dev/null
         status=$?
     else

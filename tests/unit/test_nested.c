@@ -725,6 +725,80 @@ static void state_is_saved_and_loaded(void **state)
     assert_int_equal(cpu_nested_set(t->g.cpu, &st, vmcs), -1);
 }
 
+/* ---- hostile: whatever the fields say, level 0 gets an exit and nothing outside of RAM is touched ---- */
+
+static uint64_t next_random(uint64_t *x)
+{
+    *x ^= *x << 13;
+    *x ^= *x >> 7;
+    *x ^= *x << 17;
+    return *x;
+}
+
+static const uint32_t hostile_fields[] = {
+#define VMCS_FIELD(name, encoding, bits, area, access) encoding,
+#include "../../src/cpu/vmcs.def"
+#undef VMCS_FIELD
+};
+
+/* A value near what is valid, an address in or beyond RAM, or anything. */
+static uint64_t hostile_value(struct nested *t, uint32_t field, uint64_t *x)
+{
+    const uint64_t now = r1(t, field), r = next_random(x);
+
+    switch (r & 7) {
+    case 0:
+        return next_random(x);
+    case 1:
+        return next_random(x) & (2 * GUEST_RAM - 1) & ~0xfffull;
+    case 2:
+        return now ^ (1ull << (r >> 8 & 63));
+    case 3:
+        return 1ull << (r >> 8 & 63);
+    default:
+        return now ^ (1ull << (r >> 8 & 15));
+    }
+}
+
+static void hostile_vmcs(void **state)
+{
+    struct nested *t = *state;
+    const unsigned rounds = getenv("ANYKVM_FUZZ_ROUNDS") ? (unsigned)atoi(getenv("ANYKVM_FUZZ_ROUNDS")) : 300;
+    uint64_t x = 0x9e3779b97f4a7c15;
+    unsigned entered = 0;
+
+    L2(t, "\x0f\xa2\xe4\x70\xf4\xeb\xf9");
+    launch(t);
+    const struct vmcs good = t->g.cpu->vmx->nested->copy;
+    guest_w(&t->g, PIN_BASED_VM_EXEC_CONTROL, guest_r(&t->g, PIN_BASED_VM_EXEC_CONTROL) | PIN_PREEMPTION_TIMER);
+    for (unsigned i = 0; i < rounds; i++) {
+        struct vmcs *v = &t->g.cpu->vmx->nested->copy;
+
+        *v = good;
+        t->g.cpu->vmx->level[1].cur = v;
+        for (unsigned n = next_random(&x) % 6; n > 0; n--) {
+            const uint32_t field = hostile_fields[next_random(&x) % (sizeof(hostile_fields) / 4)];
+
+            vmx_write(t->g.cpu, 1, field, hostile_value(t, field, &x));
+        }
+        if (t->ept && !(i & 3)) /* and its EPT */
+            ((uint64_t *)(t->g.ram + L1_EPT))[next_random(&x) & 2047] = next_random(&x);
+        t->g.cpu->vmx->level[1].stale = STALE_ALL;
+        guest_vmcs_state(&t->g);
+        guest_w(&t->g, CR4_READ_SHADOW, CR4_VMXE);
+        guest_w(&t->g, GUEST_RIP, GUEST_CODE + (l1_host - l1_begin) + 3); /* vmresume */
+        t->g.cpu->vmx->depth = 0;
+        guest_w(&t->g, VMX_PREEMPTION_TIMER_VALUE, 1000000 >> VMX_TIMER_SHIFT);
+        guest_run(&t->g);
+        entered += guest_r(&t->g, GUEST_RIP) != GUEST_CODE + (uint64_t)(l1_failed - l1_begin);
+        if (t->ept && !(i & 3)) {
+            make_ept(t);
+            vmx_invept(t->g.cpu, 1, INVEPT_GLOBAL, 0);
+        }
+    }
+    assert_true(entered > rounds / 10);
+}
+
 #define BOTH(f)                                          \
     cmocka_unit_test_setup_teardown(f, setup, teardown), \
     {                                                    \
@@ -750,6 +824,7 @@ int main(void)
         BOTH(instructions_fail_as_the_manual_says),
         BOTH(regions_hold_the_layout),
         BOTH(state_is_saved_and_loaded),
+        BOTH(hostile_vmcs),
     };
 
     return cmocka_run_group_tests(tests, NULL, NULL);
