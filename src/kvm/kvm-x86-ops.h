@@ -46,6 +46,7 @@ KVM_X86_OP(uint32_t, get_interrupt_shadow, struct kvm_vcpu *)
 KVM_X86_OP(void, set_interrupt_shadow, struct kvm_vcpu *, uint32_t)
 KVM_X86_OP(bool, get_nmi_mask, struct kvm_vcpu *)
 KVM_X86_OP(void, set_nmi_mask, struct kvm_vcpu *, bool)
+KVM_X86_OP(void, clear_hlt, struct kvm_vcpu *) /* KVM_X86_DISABLE_EXITS_HLT: the guest is awake */
 KVM_X86_OP(void, load_mmu_pgd, struct kvm_vcpu *)  /* the EPT pointer of the address space that the vCPU is in */
 KVM_X86_OP(void, flush_tlb_all, struct kvm_vcpu *) /* INVEPT global and INVVPID of this vCPU */
 KVM_X86_OP(void, write_tsc_offset, struct kvm_vcpu *, uint64_t)

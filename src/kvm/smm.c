@@ -225,6 +225,7 @@ void enter_smm(struct kvm_vcpu *vcpu)
     kvm_vcpu_write_guest(vcpu, vcpu->arch.smbase + SMM_AREA, &area, sizeof(area)); /* no RAM there: no way back */
     vcpu->arch.smm_inside_nmi = kvm_x86_ops->get_nmi_mask(vcpu);
     kvm_x86_ops->set_nmi_mask(vcpu, true);
+    kvm_x86_ops->clear_hlt(vcpu);
     handler_environment(vcpu, &s);
 }
 

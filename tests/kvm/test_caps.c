@@ -2,6 +2,7 @@
  * test_caps.c: capabilities that a client enables: HLT without an exit, emulation failures of user code, hypercalls and
  * Hyper-V events that the client gets, a clock pair, single steps without interrupts, devices that are not there. */
 #include "kvm_test.h"
+#include <anykvm.h>
 #include <linux/kvm_para.h>
 #include <pthread.h>
 #include <stdatomic.h>
@@ -151,6 +152,57 @@ static void hlt_without_exit(void **state)
     halts((unsigned)offered, &exits, &after);
     assert_int_equal(exits, 0);
     assert_true(after - before < 0.04); /* of 50 ms and more: it slept */
+}
+
+/* What ends a halt in guest mode: an SMI, whose handler runs, and a NMI. The halt goes on when KVM_RUN is left. */
+GUEST64(g_halt, "cli; hlt; out %al, $0x10; hlt; out %al, $0x11");
+GUEST64(g_nmi, "out %al, $0x12; iretq");
+GUEST16(g_smi, "out %al, $0x80; .byte 0x0f, 0xaa");
+
+static void *interrupt_soon(void *arg)
+{
+    usleep(20000);
+    anykvm_interrupt(*(int *)arg);
+    return NULL;
+}
+
+static void halted_in_guest_mode(struct vm *vm)
+{
+    pthread_t thread;
+
+    pthread_create(&thread, NULL, interrupt_soon, &vm->vcpu);
+    assert_int_equal(vm_run(vm), EINTR);
+    pthread_join(thread, NULL);
+}
+
+static void smi_and_nmi_end_a_halt(void **state)
+{
+    struct vm vm = bare_vm();
+    struct vm v;
+
+    if (kvm_is_real)
+        skip();
+    assert_int_equal(vm_enable(&vm, KVM_CAP_X86_DISABLE_EXITS, KVM_X86_DISABLE_EXITS_HLT), 0);
+    assert_int_equal(vm_slot(&vm, 1 << 16, 0, vm.ram_size, vm.ram, 0), 0);
+    v = vm_vcpu(&vm, 0);
+    LOAD(&v, 0x1000, g_halt);
+    LOAD(&v, 0x2000, g_nmi);
+    LOAD(&v, 0x38000, g_smi);
+    vm_long_mode(&v, 0x1000);
+    set_gate(&v, 2, 0x2000);
+    halted_in_guest_mode(&v);
+    halted_in_guest_mode(&v);
+    assert_ok(v.vcpu, KVM_SMI, 0ul);
+    assert_out(&v, 0x80, 1, 0);
+    assert_exit(&v, KVM_EXIT_IO);
+    assert_int_equal(v.run->io.port, 0x10); /* RSM goes on behind the HLT */
+    halted_in_guest_mode(&v);
+    assert_ok(v.vcpu, KVM_NMI, 0ul);
+    assert_exit(&v, KVM_EXIT_IO);
+    assert_int_equal(v.run->io.port, 0x12);
+    assert_exit(&v, KVM_EXIT_IO);
+    assert_int_equal(v.run->io.port, 0x11);
+    bare_free(&v);
 }
 
 /* ---- KVM_CAP_EXIT_ON_EMULATION_FAILURE ---- */
@@ -381,8 +433,8 @@ int main(void)
 {
 #define T(fn) cmocka_unit_test_setup_teardown(fn, setup, teardown)
     const struct CMUnitTest tests[] = {
-        T(hlt_without_exit),         T(emulation_failure), T(map_gpa_range), T(clock_pairing),
-        T(steps_without_interrupts), T(hyperv_eventfd),    T(no_devices),
+        T(hlt_without_exit), T(smi_and_nmi_end_a_halt),   T(emulation_failure), T(map_gpa_range),
+        T(clock_pairing),    T(steps_without_interrupts), T(hyperv_eventfd),    T(no_devices),
     };
 
     return cmocka_run_group_tests(tests, NULL, NULL);
