@@ -807,9 +807,10 @@ static bool host_is_amd(void)
     return !memcmp(&r.ebx, "Auth", 4) || !memcmp(&r.ebx, "Hygo", 4);
 }
 
-static const uint32_t feature_msrs[] = {0x8b,  0x10a, 0xc0011029, 0x480, 0x481, 0x482, 0x483, 0x484, 0x485, 0x486,
-                                        0x487, 0x488, 0x489,      0x48a, 0x48b, 0x48c, 0x48d, 0x48e, 0x48f, 0x490};
-#define FEATURE_MSRS_PLAIN 3 /* the others are there with nested=1 */
+static const uint32_t feature_msrs[] = {0x8b,  0x10a, 0xc0011029, 0x345, 0x480, 0x481, 0x482,
+                                        0x483, 0x484, 0x485,      0x486, 0x487, 0x488, 0x489,
+                                        0x48a, 0x48b, 0x48c,      0x48d, 0x48e, 0x48f, 0x490};
+#define FEATURE_MSRS_PLAIN 4 /* the others are there with nested=1 */
 
 unsigned kvm_msr_feature_index_list(const uint32_t **list)
 {
@@ -828,6 +829,9 @@ int kvm_get_msr_feature(uint32_t index, uint64_t *data)
         return 0;
     case 0xc0011029:
         *data = DE_CFG_LFENCE_SERIALIZE;
+        return 0;
+    case 0x345: /* IA32_PERF_CAPABILITIES: as a KVM with enable_pmu=0 */
+        *data = 0;
         return 0;
     default:
         return kvm_params.nested && index >= 0x480 && index <= 0x490 ? cpu_nested_default_cap(index, data) : -1;
