@@ -181,7 +181,7 @@ class Qemu:
             Qemu.made.remove(self)
 
     def boot(self, seconds=60):
-        self.console.expect("^guest-ready$", seconds)
+        self.console.expect("guest-ready$", seconds) # SeaBIOS may have left its line open
         self.console.sh("true")
         return self.console
 
