@@ -167,13 +167,18 @@ int ept_translate_level0(struct mem_unit *m, gpa_t gpa, unsigned acc, hva_t *pag
                          struct ept_fault *fault)
 {
     struct ept_cached *c = &m->ept[gpa >> PAGE_SHIFT & (EPT_CACHE - 1)];
-    struct ept_walk w = {.m = m, .gpa = gpa & PAGE_MASK, .acc = acc, .ad = m->ept_ad};
+    struct ept_walk w;
 
-    if (likely(c->gpa == w.gpa && c->generation == m->ept_generation && (c->perms & acc) == acc)) {
+    if (likely(c->gpa == (gpa & PAGE_MASK) && c->generation == m->ept_generation && (c->perms & acc) == acc)) {
         *page = c->hva;
         *perms = c->perms;
         return 0;
     }
+    w.m = m;
+    w.level = 0;
+    w.gpa = gpa & PAGE_MASK;
+    w.acc = acc;
+    w.ad = m->ept_ad;
     if (ept_walk(&w, m->eptp, fault))
         return -1;
     *c = (struct ept_cached){w.gpa, w.page, m->ept_generation, ept_cacheable(&w), w.gpa};
