@@ -21,8 +21,9 @@ test: build
 test-clients: build
 	@scripts/test $(BUILD) clients </dev/null
 
-# The differential harness with 10,000 cases for each form: about an hour.
+# All that can run hardened, then the differential harness with 10,000 cases for each form: more than an hour.
 test-long: build
+	meson test -C $(BUILD) --no-rebuild --print-errorlogs --suite hardened
 	for m in 64 32 16; do for q in int vec; do $(BUILD)/tests/isa/isa -m $$m -q $$q -n 10000 || exit 1; done; done
 
 bench: build

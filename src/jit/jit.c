@@ -108,8 +108,8 @@ static void process_kills(struct jit *j)
     for (uint64_t k = now - j->kills_seen <= KILL_RING ? j->kills_seen : now; k != now; k++) {
         const struct killed *d = &c->kill_ring[k % KILL_RING];
 
-        for (unsigned upper = 0; upper < 2; upper++) {
-            struct jit_block *jb = jit_find(j, d->hva, d->key | (upper ? KEY_UPPER : 0));
+        for (uint32_t place = 0; place < KEY_PLACES; place++) {
+            struct jit_block *jb = jit_find(j, d->hva, d->key | place * KEY_EDGE);
 
             if (jb && jb->serial == d->serial)
                 block_drop(j, jb);
@@ -235,7 +235,7 @@ static void time_end(struct jit *j, uint64_t start)
 
 static struct jit_block *translate_now(struct jit *j, struct block *b, gva_t rip)
 {
-    const uint32_t key = b->key | (rip >> 63 ? KEY_UPPER : 0);
+    const uint32_t key = jit_key(b->key, rip);
     struct jit_block *jb = jit_find(j, b->hva, key);
     uint64_t start;
 
@@ -329,7 +329,7 @@ static struct jit_block *find_translated(struct jit *j)
     j->status = mem_exec_page(cpu, rip, &hva);
     if (unlikely(j->status != CPU_OK))
         return NULL;
-    jb = jit_find(j, hva | (rip & ~PAGE_MASK), cpu->s.insn_key | (rip >> 63 ? KEY_UPPER : 0));
+    jb = jit_find(j, hva | (rip & ~PAGE_MASK), jit_key(cpu->s.insn_key, rip));
     if (!jb || (unlikely(jb->selfcheck) && !code_verify(cpu, jb->b)))
         return NULL;
     if (unlikely(jb->page2) && !second_page_same(j, jb))
@@ -501,8 +501,7 @@ static unsigned insn_offset(const struct jit_block *jb, unsigned index)
 }
 
 /* A branch whose target is not canonical faults itself, with nothing done: take back the stack pointer, and let the
- * interpreter raise it. (Indirect calls look before they push. A direct one over the edge of the lower half has written
- * its return address below the stack pointer.) */
+ * interpreter raise it. (Calls look before they push.) */
 static bool branch_undo(struct jit *j, const struct jit_desc *d)
 {
     struct cpu_state *s = &j->cpu->s;

@@ -99,7 +99,7 @@ struct jit_page {
 struct jit_block {
     struct jit_block *hash_next; /* what a look-up reads comes first */
     hva_t hva;
-    uint32_t key;               /* insn_key, and KEY_UPPER */
+    uint32_t key;               /* jit_key() */
     uint32_t code;              /* offset of the entry */
     uint32_t body;              /* ... of what is behind its guard and comparison; code where there is none */
     bool dead, uses_fpu, thunk; /* thunk: the entry is not in front of inner */
@@ -120,6 +120,15 @@ struct jit_block {
 #define HEAT_TWO    0x80000000u /* of struct block's heat: translated in two forms (tr_group.c) */
 #define GROUPS_LOST 8u
 #define KEY_UPPER   0x80000000u /* translated for the upper half of the address space */
+#define KEY_EDGE    0x40000000u /* ... for where a relative branch may lead out of either half */
+#define KEY_PLACES  4u          /* combinations of them */
+
+static inline uint32_t jit_key(uint32_t insn_key, gva_t rip)
+{
+    const gva_t from_edge = rip >> 63 ? rip - (-1ull << 47) : (1ull << 47) - 1 - rip;
+
+    return insn_key | (rip >> 63 ? KEY_UPPER : 0) | (from_edge >> 32 ? 0 : KEY_EDGE);
+}
 
 /* Where an indirect branch goes: a cache by the low 16 bits of the address. key: -(rip + (salt << 48)); with it no
  * other rip of the slot gives 0, nor does the right one with attention, which is < 128. */

@@ -762,7 +762,7 @@ static void push_done(struct tr *t)
     e_lea(&t->e, sp, rm_mem(sp, -8));
 }
 
-/* T0, where an indirect call goes, is canonical, or the interpreter raises the fault: behind the push it would be too
+/* T0, where a call goes, is canonical, or the interpreter raises the fault: behind the push it would be too
  * late. Flags are untouched; T1 is lost. */
 static void check_target(struct tr *t)
 {
@@ -804,6 +804,10 @@ static bool tr_call(struct tr *t)
         check_target(t);
     } else if (in->o[0].kind != OPK_REL) {
         return false;
+    } else if (t->jb->key & KEY_EDGE) {
+        e_mov_load(&t->e, T0, rm_cpu(CPU_HOT(HOT_PAGE)));
+        e_lea(&t->e, T0, rm_mem(T0, disp));
+        check_target(t);
     }
     tr_pair_room(t);
     to = push_check(t, true);

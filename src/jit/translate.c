@@ -698,7 +698,7 @@ struct jit_block *jit_translate(struct jit *j, struct block *b, gva_t rip)
     const uint32_t first_site = j->nsite, start = j->used;
 
     cache_populate(j);
-    if (cache_full(j) || !unit_begin(t, j, b, b->key | (rip >> 63 ? KEY_UPPER : 0)))
+    if (cache_full(j) || !unit_begin(t, j, b, jit_key(b->key, rip)))
         return NULL;
     for (unsigned i = 0; i < t->unit.n; i++)
         translate_block(t, i);
@@ -708,6 +708,7 @@ struct jit_block *jit_translate(struct jit *j, struct block *b, gva_t rip)
         if (t->two[i])
             careful_block(t, i);
     place_edges(t);
+    entry_room(t); /* the next unit begins with one */
     place_stubs(t, first_site);
     assert(t->e.w - (j->rw + start) < (long)JIT_BLOCK_MAX);
     j->used = (offset(t, t->e.w) + 15) & ~15u;

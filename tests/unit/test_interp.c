@@ -417,6 +417,36 @@ static void branches_check_their_target(void **state)
     assert_int_equal(guest_r(g, GUEST_RSP), GUEST_STACK);
 }
 
+/* The same of a direct call out of either half: the memory of the return address stays as it was. */
+ASM(call_up, ".byte 0xe8, 0, 0, 0, 0x40");
+ASM(call_down, ".byte 0xe8, 0, 0, 0, 0xc0");
+
+static void direct_calls_check_their_target(void **state)
+{
+    static const struct {
+        uint64_t base;
+        const uint8_t *code;
+    } edges[] = {{0x7fffc0000000, call_up}, {0xffff800000000000, call_down}};
+    struct guest *g = *state;
+    uint64_t *pml4 = (uint64_t *)(g->ram + GUEST_PML4), *pdpt = (uint64_t *)(g->ram + GUEST_PDPT), stack;
+
+    pml4[255] = pml4[256] = pml4[0];
+    pdpt[511] = pdpt[0];
+    guest_w(g, EXCEPTION_BITMAP, ~0u);
+    for (unsigned i = 0; i < 2 * ARRAY_SIZE(edges); i++) {
+        guest_code(g, edges[i / 2].code, 5);
+        memset(g->ram + GUEST_STACK - 8, 0x5a, 8);
+        guest_w(g, GUEST_RIP, edges[i / 2].base + GUEST_CODE);
+        guest_w(g, GUEST_RSP, GUEST_STACK);
+        assert_int_equal(guest_run(g), EXIT_REASON_EXCEPTION_NMI);
+        assert_int_equal(guest_r(g, VM_EXIT_INTR_INFO) & 0xff, VEC_GP);
+        assert_int_equal(guest_r(g, GUEST_RIP), edges[i / 2].base + GUEST_CODE);
+        assert_int_equal(guest_r(g, GUEST_RSP), GUEST_STACK);
+        memcpy(&stack, g->ram + GUEST_STACK - 8, 8);
+        assert_int_equal(stack, 0x5a5a5a5a5a5a5a5a);
+    }
+}
+
 /* ---- two vCPUs: one rewrites a function that both call ---- */
 /* writer: rcx = 1 ... rsi stored into the immediate, the function called after each store */
 ASM(writer, "mov $1, %ecx; 1: mov %ecx, (%rdi); call *%rbx; cmp %ecx, %eax; jne 2f; inc %ecx; cmp %esi, %ecx; jbe 1b;"
@@ -481,6 +511,7 @@ int main(void)
         TEST(partly_done_instructions_are_exact),
         TEST(what_is_no_instruction_faults),
         TEST(branches_check_their_target),
+        TEST(direct_calls_check_their_target),
         TEST(a_vcpu_sees_what_another_writes_into_code),
     };
 
