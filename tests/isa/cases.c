@@ -343,6 +343,18 @@ static void special_operands(enum cpu_mode mode, const struct form *f, const str
         g[R_RAX] = rnd_target(mode, 64, !target) - segment_base(mode);
     if (named(f, " DIV IDIV ") && below(2) && (host_has_mode(mode) || !addresses_by(d, R_RDX)))
         g[R_RDX] = below(2) ? 0 : (uint64_t)((int64_t)g[R_RAX] >> 63);
+    if (named(f, " IDIV ") && !below(16) && !addresses_by(d, R_RAX) &&
+        !addresses_by(d, R_RDX)) { /* the least quotient, from a dividend that is not sign-extended */
+        const unsigned size = d->ops[0].size / 8;
+        const int divisor = gpr_id(d->ops[0].reg.value);
+
+        g[R_RAX] = 1ull << (8 * size - 1);
+        g[R_RDX] = 0;
+        if (target)
+            poke(target, &(uint64_t){~0ull}, size);
+        else if (divisor >= 0)
+            g[divisor] = ~0ull;
+    }
     if (named(f, " POPF POPFD POPFQ ")) {
         const uint64_t flags = rnd() & ~(F_AC | F_NT | F_ID); /* AC would fault in the host's signal handler */
 

@@ -104,8 +104,8 @@ static int check_idiv(__int128 dividend, int64_t divisor, unsigned size)
         return -1;
     if (dividend == (int64_t)dividend) /* the usual case, without the library's long division */
         q = divisor == -1 ? -dividend : (int64_t)dividend / divisor;
-    else if (divisor == -1)
-        return -1;
+    else if (divisor == -1) /* 2^63 to -2^63 is the one that fits */
+        return dividend == -min ? 0 : -1;
     else
         q = dividend / divisor;
     return q > max || q < min ? -1 : 0;
