@@ -242,8 +242,8 @@ struct kvm_arch {
     void **mmu_chunk;
     uint32_t disabled_exits; /* KVM_X86_DISABLE_EXITS_* */
     struct kvm_vm_hv hv;
-    uint64_t disabled_quirks; /* KVM_CAP_DISABLE_QUIRKS2 */
-    bool x2apic_format, x2apic_broadcast_quirk_disabled, guest_can_read_msr_platform_info;
+    _Atomic uint64_t disabled_quirks; /* KVM_CAP_DISABLE_QUIRKS2 */
+    _Atomic bool x2apic_format, x2apic_broadcast_quirk_disabled, guest_can_read_msr_platform_info;
     bool exception_payload_enabled, triple_fault_event;
     uint32_t user_space_msr_mask;
     _Atomic(struct kvm_msr_filter_set *) msr_filter;

@@ -74,7 +74,7 @@ struct kvm_lapic {
     struct kvm *kvm;
     uint8_t *regs; /* a page: registers at their MMIO offsets, as KVM_GET_LAPIC gives them */
     uint64_t base_gpa;
-    bool sw_enabled;                 /* SPIV bit 8 */
+    _Atomic bool sw_enabled;         /* SPIV bit 8 */
     _Atomic bool irr_pending;        /* false: no bit of IRR is set */
     int highest_isr;                 /* -1: none in service */
     _Atomic uint32_t esr_pending;    /* shown by ESR after the next write to it */
