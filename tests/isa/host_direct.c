@@ -97,14 +97,13 @@ bool host_direct_can(const struct decoded *d)
     return true;
 }
 
-unsigned host_direct_end(uint8_t *code)
+void host_direct_end(uint8_t *code)
 {
     static const uint8_t jmp[] = {0xff, 0x25, 0, 0, 0, 0}; /* jmp [rip] */
     void (*const back)(void) = host_direct_back;
 
     memcpy(code, jmp, sizeof(jmp));
     memcpy(code + sizeof(jmp), &back, sizeof(back));
-    return sizeof(jmp) + sizeof(back);
 }
 
 struct direct_exit host_direct_exit(void)

@@ -9,9 +9,8 @@ struct direct_exit {
 };
 
 bool host_direct_can(const struct decoded *);
-/* Write what comes behind the instruction: HOST_DIRECT_END bytes at most. */
-#define HOST_DIRECT_END 14
-unsigned host_direct_end(uint8_t *code);
+/* Write what comes behind the instruction: 14 bytes. */
+void host_direct_end(uint8_t *code);
 /* Run; a fault's handler goes on at host_direct_exit(), everything initial. Returns the vector state if there was none.
  */
 const struct xsave_area *host_direct_call(const struct regs *in);
