@@ -131,6 +131,7 @@ struct cpu {
     struct {
         uint64_t guest, host, first;
     } pair; /* an engine's: stacks of translated code and of who runs it; where the former begins */
+    uint64_t saved_flags; /* an engine's: RAX behind LAHF and SETO AL */
 };
 
 #define CPU_SPAN ((sizeof(struct cpu) + 4095) & ~4095ull) /* bytes of its file */

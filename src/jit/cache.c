@@ -19,10 +19,11 @@ int cache_init(struct jit *j)
     j->desc = pool_map(JIT_DESCS * sizeof(*j->desc));
     j->held = pool_map(JIT_DESCS * sizeof(*j->held));
     j->site = pool_map(JIT_DESCS * sizeof(*j->site));
+    j->recipe = pool_map(JIT_DESCS * sizeof(*j->recipe));
     j->jc = pool_map(JC_BYTES);
     if (fd < 0)
         return -1;
-    if (ftruncate(fd, JIT_CACHE) < 0 || !j->tr || !j->desc || !j->held || !j->site || !j->jc) {
+    if (ftruncate(fd, JIT_CACHE) < 0 || !j->tr || !j->desc || !j->held || !j->site || !j->recipe || !j->jc) {
         close(fd);
         return -1;
     }
@@ -97,6 +98,7 @@ void cache_destroy(struct jit *j)
     pool_unmap(j->desc, JIT_DESCS * sizeof(*j->desc));
     pool_unmap(j->held, JIT_DESCS * sizeof(*j->held));
     pool_unmap(j->site, JIT_DESCS * sizeof(*j->site));
+    pool_unmap(j->recipe, JIT_DESCS * sizeof(*j->recipe));
     pool_unmap(j->jc, JC_BYTES);
     pair_destroy(j);
     munmap(j->rw, JIT_CACHE);
@@ -117,6 +119,7 @@ void cache_reset(struct jit *j)
     j->nsite = 0;
     j->nslot = SLOT_MASKS + 1;
     j->nheld = 0;
+    j->nrecipe = RECIPE_OF_SAVED + 1;
     memset(j->jc, 0, JC_BYTES);
     j->resets++;
     j->cpu->counters[CC_cache_resets]++;
@@ -353,6 +356,8 @@ void cache_trampolines(struct jit *j)
     j->cold_populated = JIT_CACHE;
     cold_reset(j);
     j->ndesc = 1;
+    j->nrecipe = RECIPE_OF_SAVED + 1;
+    j->recipe[RECIPE_OF_SAVED] = (struct jit_recipe){.kind = RECIPE_SAVED, .a = REG_NONE, .b = REG_NONE};
     j->nslot = SLOT_MASKS + 1;
     j->slots[0].word = SLOT_COLD;
     for (unsigned n = 0; n < SLOT_MASKS; n++)

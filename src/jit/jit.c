@@ -611,6 +611,8 @@ static uint64_t slow_insn(struct jit *j, const struct jit_desc *d)
     int st;
 
     s->rip = s->hot_spare[HOT_PAGE] + (int64_t)d->disp;
+    if (d->recipe)
+        jit_flags_again(j, d->recipe);
     if (d->size) {
         gva = access_address(cpu, in);
         flat_looked_at(cpu, gva);
@@ -657,6 +659,20 @@ static uint64_t slow_insn(struct jit *j, const struct jit_desc *d)
     return 0;
 }
 
+/* Only general registers and flags: there is no reason to leave, and dead flags need not be right. */
+static uint64_t slow_stay(struct jit *j, const struct jit_desc *d)
+{
+    const struct insn *in = &d->jb->b->insn[d->index];
+
+    j->cpu->s.rip = j->cpu->s.hot_spare[HOT_PAGE] + (int64_t)d->disp; /* a source of LEA */
+    j->slow_ops[in->op]++;
+    in->fn(j->cpu, in);
+    j->cpu->counters[CC_insns]++;
+    if (d->jb->uses_fpu && !j->cpu->fpu_live)
+        host_fpu_load(j->cpu);
+    return (uint64_t)(j->rx + d->resume);
+}
+
 /* A site's prediction failed SLOT_PERIOD times since the last look: often, or over a long time. */
 static uint64_t slow_miss(struct jit *j, const struct jit_desc *d)
 {
@@ -681,6 +697,8 @@ uint64_t jit_slow(struct cpu *cpu, uint32_t desc)
     switch (d->kind) {
     case DESC_INSN:
         return slow_insn(j, d);
+    case DESC_STAY:
+        return slow_stay(j, d);
     case DESC_EXIT:
     case DESC_ENTER:
     case DESC_CROSS:
@@ -694,6 +712,8 @@ uint64_t jit_slow(struct cpu *cpu, uint32_t desc)
         return slow_miss(j, d);
     default: /* DESC_POLL */
         cpu->s.rip = cpu->s.hot_spare[HOT_PAGE] + (int64_t)d->disp;
+        if (d->recipe)
+            jit_flags_again(j, d->recipe);
         j->status = CPU_AGAIN;
         return 0;
     }

@@ -34,6 +34,7 @@
 
 enum desc_kind {
     DESC_INSN,  /* run insn[index] by the interpreter, then resume */
+    DESC_STAY,  /* the same; it never leaves the block */
     DESC_EXIT,  /* go on at page + disp; patch: link this jump to it */
     DESC_CROSS, /* the same for another page: patch a guarded link */
     DESC_RIP,   /* go on at s->rip */
@@ -53,9 +54,17 @@ struct jit_desc {
     int32_t disp;    /* guest rip minus page address: of the instruction (INSN), of the target (EXIT, POLL) */
     uint16_t index;
     uint8_t kind, size;
-    uint8_t nheld;
-    uint32_t held; /* INSN: first of nheld; CROSS, ENTER: the next of the list */
-    uint32_t list; /* CROSS, ENTER: number of its list (link.c) + 1 */
+    uint32_t nheld : 8, recipe : 24; /* INSN, POLL: how the flags are made again; 0: EFLAGS is right */
+    uint32_t held;                   /* INSN: first of nheld; CROSS, ENTER: the next of the list */
+    uint32_t list;                   /* CROSS, ENTER: number of its list (link.c) + 1 */
+};
+
+enum recipe_kind { RECIPE_NONE, RECIPE_SUB, RECIPE_AND, RECIPE_ADDED, RECIPE_SUBTRACTED, RECIPE_RESULT, RECIPE_NEGATED, RECIPE_SAVED, RECIPE_INC, RECIPE_DEC };
+#define RECIPE_OF_SAVED 1u /* its number */
+struct jit_recipe { /* flags of an operation on a and b: general registers plus an offset; REG_NONE: constants */
+    uint8_t kind, size, a, b;
+    int32_t a_offset, b_offset;
+    uint32_t carry; /* INC, DEC: the recipe of CF */
 };
 
 struct jit_held { /* bytes that code behind a slow path accesses without a check: they are checked there (held_ok()) */
@@ -170,6 +179,8 @@ struct jit {
     uint32_t nheld;
     uint32_t link_to[JIT_LINKS]; /* descriptors; 0: none */
     uint64_t page_drops;
+    struct jit_recipe *recipe;
+    uint32_t nrecipe;
     struct jit_block *hash[JIT_HASH];
     struct jit_page *pages[JIT_PAGES];
     struct pool pool; /* of blocks and pages: all of them go at a reset */
@@ -232,11 +243,13 @@ uint64_t jit_slow(struct cpu *, uint32_t desc); /* called by translated code: wh
 void page_cover(struct jit_page *, const struct jit_block *); /* the page's copy has the block's bytes */
 int jit_enter(struct jit *, const struct jit_block *); /* run translated code from this block on; enum cpu_status */
 extern const struct engine jit_engine;
+void jit_flags_again(const struct jit *, uint32_t recipe); /* tr_flags.c: registers were spilled */
 /* cache.c */
 static inline bool cache_full(const struct jit *j) /* no room for the next block for certain */
 {
     return j->used + JIT_BLOCK_MAX + JIT_CHUNK > j->cold_low || j->ndesc > JIT_DESCS - 2048 ||
-           j->nsite > JIT_DESCS - 2048 || j->nslot > JIT_SLOTS - 2048 || j->nheld > JIT_DESCS - 8192;
+           j->nsite > JIT_DESCS - 2048 || j->nslot > JIT_SLOTS - 2048 || j->nheld > JIT_DESCS - 8192 ||
+           j->nrecipe > JIT_DESCS - 2048;
 }
 int cache_init(struct jit *);
 void cache_destroy(struct jit *);

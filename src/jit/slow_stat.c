@@ -13,6 +13,7 @@ static pthread_mutex_t lock = PTHREAD_MUTEX_INITIALIZER;
 static struct jit *live;
 static const char *const kind_names[DESC_KINDS] = {
     [DESC_INSN] = "an instruction by the interpreter",
+    [DESC_STAY] = "one on registers by the interpreter",
     [DESC_EXIT] = "jump inside of a page, not linked",
     [DESC_CROSS] = "jump to another page, not linked",
     [DESC_RIP] = "indirect branch, not in the cache",

@@ -80,12 +80,26 @@ struct tr_group {          /* accesses that one check lets pass: bytes [lo, hi) 
 struct unit { /* blocks of one page, by address */
     struct block *b[UNIT_BLOCKS];
     unsigned n, insns;
-    uint32_t live_in[UNIT_BLOCKS], live_out[UNIT_BLOCKS];
+    uint32_t live_in[UNIT_BLOCKS], live_out[UNIT_BLOCKS]; /* flags that must be in EFLAGS */
+    uint64_t need[UNIT_BLOCKS];                           /* tr_flags.c, block_recipes() */
+    uint32_t recipes[UNIT_BLOCKS];                        /* where a block's are: one a place, n + 1 places */
+    uint32_t recipe[UNIT_INSNS + BLOCK_INSNS + UNIT_BLOCKS];
+    uint32_t entry[UNIT_BLOCKS]; /* the recipe of its flags that its head knows, 0: any flags are in EFLAGS */
+    uint8_t head[UNIT_BLOCKS];   /* ... instructions that are emitted once more for other ways in */
+    bool clear[UNIT_BLOCKS];     /* ... and leaves the flags as they are: saved ones */
+    uint64_t save[UNIT_BLOCKS];  /* bits: flags are saved in front of that instruction */
+    bool fpu[UNIT_BLOCKS];
+};
+struct unit_exits { /* where a block goes on */
+    int32_t to[2];  /* page offsets, perhaps outside of the page */
+    unsigned n;
+    bool unknown;  /* and elsewhere */
+    int32_t after; /* where a call returns to; -1: none */
 };
 struct tr_edge { /* a 32-bit displacement that leads to a block of the unit */
     uint8_t *at;
     uint8_t to;
-    bool inner;
+    bool inner, warm;
 };
 
 #define TR_STUBS   1600
@@ -117,6 +131,9 @@ struct tr {
     struct unit unit;
     struct jit_block *jbs[UNIT_BLOCKS];
     unsigned cur; /* which of them */
+    uint32_t warm[UNIT_BLOCKS], behind_head[UNIT_BLOCKS];   /* offsets of a block that has a head twice */
+    uint32_t group_slot[UNIT_BLOCKS][TR_GROUPS];
+    bool outer; /* the copy is being emitted */
     struct tr_edge edge[4 * UNIT_BLOCKS];
     unsigned nedge;
     bool two[UNIT_BLOCKS]; /* they get a careful form */
@@ -124,6 +141,7 @@ struct tr {
     unsigned careful_insns;
     uint32_t fast_desc[UNIT_BLOCKS][2];
     uint32_t careful_at[UNIT_BLOCKS][BLOCK_INSNS + 1]; /* offsets of instructions in the careful form */
+    uint32_t careful_check[UNIT_BLOCKS][BLOCK_INSNS];  /* ... behind the saving of flags in front of them */
     bool falls;                                        /* the block before runs into this one */
     bool ended;                                        /* control flow never falls out of the last instruction */
 };
@@ -177,7 +195,17 @@ struct tr_group *tr_group_of(struct tr *, const struct tr_member *);
 void tr_groups_hold(struct tr *, struct jit_desc *); /* values are those behind the instruction by then */
 void tr_groups_stack(struct tr *);                   /* the stack's hot word is written */
 int32_t tr_member_lo(const struct tr_values *, const struct tr_member *);
+void tr_values_start(struct tr_values *);
 void tr_values_step(struct tr_values *, const struct insn *);
+
+/* ---- tr_flags.c ---- */
+bool tr_may_leave(const struct insn *, uint32_t key);
+void unit_flags(struct tr *);
+void tr_flags_live(struct tr *);
+void tr_flags_outer(struct tr *);
+bool tr_saves(const struct tr *, unsigned i);
+bool unit_warm(const struct jit *, const struct unit *, unsigned from, unsigned to);
+uint32_t tr_recipe(const struct tr *, bool end); /* of the current instruction, of the block's end */
 
 /* ---- tr_int.c ---- */
 int tr_cond(unsigned op); /* the condition of Jcc, SETcc, CMOVcc; -1 for others */
@@ -185,12 +213,14 @@ int tr_cond(unsigned op); /* the condition of Jcc, SETcc, CMOVcc; -1 for others 
 /* ---- unit.c ---- */
 void unit_collect(struct jit *, struct unit *, struct block *, uint32_t key);
 int unit_find(const struct unit *, int32_t off); /* by page offset; -1 */
-void unit_flags(struct unit *);
+struct unit_exits unit_exits(const struct block *);
 
 /* ---- tr_self.c: a block that compares its own bytes: where a difference leads, in front of its entry; the comparison
  */
 void tr_self_fail(struct tr *, struct tr_stub **stub, uint8_t **fail);
 void tr_self_compare(struct tr *, struct tr_stub *stub, uint8_t *fail);
+
+bool tr_needs_fpu(const struct block *); /* translate.c */
 
 /* ---- tr_vec.c: rows whose function is in_native ---- */
 bool tr_vec_wanted(const struct insn *, uint32_t key);

@@ -97,6 +97,12 @@ static bool value_follow(struct tr_values *v, const struct insn *in)
     return true;
 }
 
+void tr_values_start(struct tr_values *v)
+{
+    v->next = 0;
+    values_forget(v);
+}
+
 void tr_values_step(struct tr_values *v, const struct insn *in)
 {
     const enum effect effect = effect_of(in);
@@ -222,12 +228,12 @@ static void join(struct tr *t, const struct tr_values *v, unsigned i, const stru
 
 void tr_groups_find(struct tr *t)
 {
-    struct tr_values v = {.next = 0};
+    struct tr_values v;
     struct tr_member m;
 
     t->ngroups = 0;
     memset(t->member, 0, sizeof(t->member));
-    values_forget(&v);
+    tr_values_start(&v);
     t->values = v;
     if (t->j->hardened || t->careful)
         return;

@@ -444,10 +444,10 @@ static struct rm group_operand(struct tr *t, const struct tr_ea *a, unsigned ali
         e_op_slot(t, EF_W, 0x8b, T0, &from);
         return near_operand(t, a);
     }
-    if (!g->stack)
+    if (!g->stack && !g->slot) {
         g->slot = t->j->nslot++;
-    if (!g->stack)
         t->j->slots[g->slot].word = SLOT_COLD;
+    }
     if (!t->flags_live) {
         rm = check_predicted(t, a, 0, g->write, align, g);
     } else {

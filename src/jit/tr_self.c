@@ -7,7 +7,6 @@
 struct self {
     struct tr_stub *stub; /* to the dispatcher, which compares too, and finds or makes what is there now */
     uint8_t *fail;        /* a jump to it, in front of the entry */
-    bool flags_live;
 };
 
 static void site(struct tr *t, const struct self *s)
@@ -32,12 +31,6 @@ static void compare(struct tr *t, const struct self *s, unsigned at, unsigned si
     struct emit *e = &t->e;
 
     site(t, s);
-    if (size == 4 && !s->flags_live) {
-        e_op(e, 0, 0, 0x81, 7, rm_mem(T0, (int32_t)at)); /* cmp dword, imm32 */
-        e4(e, v);
-        e_fix32(e, e_jcc_later(e, 5), s->fail);
-        return;
-    }
     if (size == 4)
         e_mov_load32(e, T1, rm_mem(T0, (int32_t)at));
     else
@@ -57,7 +50,7 @@ void tr_self_fail(struct tr *t, struct tr_stub **stub, uint8_t **fail)
 
 void tr_self_compare(struct tr *t, struct tr_stub *stub, uint8_t *fail)
 {
-    const struct self s = {.stub = stub, .fail = fail, .flags_live = t->unit.live_in[t->cur] != 0};
+    const struct self s = {.stub = stub, .fail = fail};
     const unsigned n = t->b->bytes;
     unsigned at = 0;
 

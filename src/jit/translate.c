@@ -27,6 +27,8 @@ uint32_t tr_desc(struct tr *t, enum desc_kind kind, int32_t disp)
     const uint32_t n = t->j->ndesc++;
 
     t->j->desc[n] = (struct jit_desc){.jb = t->jb, .kind = kind, .disp = disp, .index = t->i};
+    if (kind == DESC_INSN || kind == DESC_POLL)
+        t->j->desc[n].recipe = tr_recipe(t, kind == DESC_POLL);
     return n;
 }
 
@@ -136,10 +138,10 @@ static void place_stubs(struct tr *t, uint32_t first_site)
 
 /* ---- going on ---- */
 
-static void edge_at(struct tr *t, uint8_t *at, unsigned to, bool inner)
+static void edge_at(struct tr *t, uint8_t *at, unsigned to, bool inner, bool warm)
 {
     assert(t->nedge < sizeof(t->edge) / sizeof(t->edge[0]));
-    t->edge[t->nedge++] = (struct tr_edge){.at = at, .to = (uint8_t)to, .inner = inner};
+    t->edge[t->nedge++] = (struct tr_edge){.at = at, .to = (uint8_t)to, .inner = inner, .warm = warm};
 }
 
 /* Where a displacement at `at` is to lead that waits for a link: the stub, until slow_exit() patches it. */
@@ -152,14 +154,14 @@ static void link_at(struct tr *t, uint8_t *at, int32_t disp)
 }
 
 /* The displacement at `at` leads to page + disp, in this page. inner: the vector state is the block's. */
-static void lead_to(struct tr *t, uint8_t *at, int32_t disp, bool inner)
+static void lead_to(struct tr *t, uint8_t *at, int32_t disp, bool inner, bool falls)
 {
     const int to = t->j->check ? -1 : unit_find(&t->unit, disp);
     const struct jit_block *other =
         t->j->check || to >= 0 ? NULL : jit_find(t->j, (t->b->hva & PAGE_MASK) | disp, t->jb->key);
 
     if (to >= 0)
-        edge_at(t, at, to, inner);
+        edge_at(t, at, to, inner, falls && unit_warm(t->j, &t->unit, t->cur, to));
     else if (other)
         e_fix32(&t->e, at, t->j->rw + other->code);
     else
@@ -168,12 +170,12 @@ static void lead_to(struct tr *t, uint8_t *at, int32_t disp, bool inner)
 
 static void lead(struct tr *t, uint8_t *at, int32_t disp)
 {
-    lead_to(t, at, disp, t->jb->uses_fpu);
+    lead_to(t, at, disp, t->jb->uses_fpu, true);
 }
 
 void tr_lead_entry(struct tr *t, uint8_t *at, int32_t disp)
 {
-    lead_to(t, at, disp, false);
+    lead_to(t, at, disp, false, false);
 }
 
 /* Attention ends chains of blocks: asked on every way back. */
@@ -181,17 +183,18 @@ static void goto_backward(struct tr *t, int32_t disp)
 {
     struct tr_stub *s = tr_stub_new(t, tr_desc(t, DESC_POLL, disp));
     const int to = t->j->check ? -1 : unit_find(&t->unit, disp);
+    const bool warm = to >= 0 && unit_warm(t->j, &t->unit, t->cur, to);
 
-    if (to >= 0 && !t->unit.live_in[to]) {
+    if (to >= 0 && (warm || !t->unit.live_in[to]) && tr_recipe(t, true)) {
         e_op(&t->e, 0, 0, 0x83, 7, rm_cpu(CPU(attention))); /* cmp dword, 0 */
         e1(&t->e, 0);
-        edge_at(t, e_jcc_later(&t->e, 4), to, t->jb->uses_fpu);
+        edge_at(t, e_jcc_later(&t->e, 4), to, t->jb->uses_fpu, warm);
         tr_jmp_stub(t, s);
         return;
     }
     e_mov_load32(&t->e, T1, rm_cpu(CPU(attention)));
     e1(&t->e, 0xe3);
-    if (to >= 0 && to <= (int)t->cur) {
+    if (to >= 0 && to <= (int)t->cur && !t->unit.entry[to]) {
         const struct jit_block *head = t->jbs[to];
         const uint8_t *at = t->j->rw + (t->jb->uses_fpu ? head->inner : head->code);
 
@@ -331,7 +334,8 @@ void tr_goto_next(struct tr *t)
 {
     const unsigned next = t->cur + 1;
 
-    t->falls = !t->careful && !t->j->check && next < t->unit.n && t->unit.b[next]->hva == t->b->hva + t->b->bytes;
+    t->falls = !t->careful && !t->j->check && next < t->unit.n && t->unit.b[next]->hva == t->b->hva + t->b->bytes &&
+               (!t->unit.entry[next] || unit_warm(t->j, &t->unit, t->cur, next));
     if (!t->falls)
         tr_goto(t, t->next_off);
 }
@@ -377,21 +381,6 @@ void tr_goto_reg(struct tr *t)
     tr_islands(t, true, 0);
 }
 
-/* ---- flags ---- */
-
-/* live[i]: flags that instruction i or a later one reads before they are written. */
-static void flags_liveness(struct tr *t)
-{
-    uint64_t live = t->jb->live_out;
-
-    for (unsigned i = t->b->n; i--;) {
-        const struct op_row *row = &op_rows[t->b->insn[i].op];
-
-        live = (live & ~row->must) | (row->rd & F_OSZAPC);
-        t->live[i] = live != 0;
-    }
-}
-
 /* ---- the block ---- */
 
 /* In front of an instruction over a page's end: links in its own page lead here, whatever the next page is by now. */
@@ -422,7 +411,6 @@ static void entry_room(struct tr *t)
 /* thunk: the entry is elsewhere (fpu_thunk()), for the block before runs into this one with the vector state live. */
 static void block_head(struct tr *t, bool thunk)
 {
-    const int32_t count = CPU(counters) + 8 * CC_insns_translated;
     struct tr_stub *differs;
     uint8_t *fail;
 
@@ -441,6 +429,12 @@ static void block_head(struct tr *t, bool thunk)
             fpu_check(t);
     }
     t->jb->inner = t->jb->selfcheck ? t->jb->code : offset(t, t->e.w);
+}
+
+static void count_block(struct tr *t)
+{
+    const int32_t count = CPU(counters) + 8 * CC_insns_translated;
+
     if (!t->j->count)
         return;
     e_mov_load(&t->e, T1, rm_cpu(count));
@@ -459,7 +453,7 @@ static void fpu_thunk(struct tr *t)
 /* The interpreter's function, called in line. */
 static void emit_interpreted(struct tr *t)
 {
-    const uint32_t d = tr_desc(t, DESC_INSN, t->off);
+    const uint32_t d = tr_desc(t, tr_may_leave(t->in, t->jb->key) ? DESC_INSN : DESC_STAY, t->off);
 
     e_mov_imm32(&t->e, T1, d);
     e_jmp(&t->e, (uint64_t)(t->j->rx + t->j->slow));
@@ -522,7 +516,7 @@ static struct jit_page *page_of(struct jit *j, hva_t page, const struct code_pag
     return p;
 }
 
-static bool needs_fpu(const struct block *b)
+bool tr_needs_fpu(const struct block *b)
 {
     for (unsigned i = 0; i < b->n; i++)
         if (tr_vec_wanted(&b->insn[i], b->key))
@@ -530,35 +524,66 @@ static bool needs_fpu(const struct block *b)
     return false;
 }
 
-static void translate_insns(struct tr *t)
-{
-    flags_liveness(t);
-    tr_groups_find(t);
-    memset(t->slot, 0, sizeof(t->slot));
-    t->off = t->b->hva & ~PAGE_MASK;
-    for (t->i = 0; t->i < t->b->n; t->i++) {
-        t->in = &t->b->insn[t->i];
-        t->next_off = t->off + t->in->len;
-        t->flags_live = t->live[t->i];
-        if (t->careful)
-            t->careful_at[t->cur][t->i] = offset(t, t->e.w);
-        emit_one(t);
-        t->off = t->i + 1 < t->b->n ? t->next_off : t->off;
-    }
-    if (!t->ended) {
-        t->i = t->b->n - 1;
-        tr_goto_next(t);
-    }
-}
-
 /* The block is to have a careful form, and there is room for its stubs. */
 static bool two_forms(const struct tr *t)
 {
     unsigned insns = t->careful_insns + t->b->n;
 
-    for (unsigned i = t->cur; i < t->unit.n; i++)
-        insns += t->unit.b[i]->n;
-    return t->b->heat & HEAT_TWO && t->nstub + insns * INSN_STUBS <= TR_STUBS;
+    for (unsigned i = 0; i < t->unit.n; i++)
+        insns += t->unit.head[i] + (i < t->cur ? 0 : t->unit.b[i]->n);
+    return t->b->heat & HEAT_TWO && !t->unit.entry[t->cur] && t->nstub + insns * INSN_STUBS <= TR_STUBS;
+}
+
+static void block_begin(struct tr *t)
+{
+    tr_groups_find(t);
+    memset(t->slot, 0, sizeof(t->slot));
+    t->off = t->b->hva & ~PAGE_MASK;
+    t->i = 0;
+}
+
+/* RECIPE_SAVED */
+static void save_flags(struct tr *t)
+{
+    struct emit *e = &t->e;
+
+    e_op(e, EF_W, 0, 0x8b, T0, rm_reg(H_RAX));
+    e1(e, 0x9f); /* lahf */
+    e_op(e, EF_B8, 1, 0x90, 0, rm_reg(H_RAX)); /* seto al */
+    e_mov_store(e, rm_cpu(CPU(saved_flags)), H_RAX);
+    e_op(e, EF_W, 0, 0x8b, H_RAX, rm_reg(T0));
+}
+
+static void emit_insns(struct tr *t, unsigned n)
+{
+    for (t->i = 0; t->i < n; t->i++) {
+        t->in = &t->b->insn[t->i];
+        t->next_off = t->off + t->in->len;
+        t->flags_live = t->live[t->i];
+        if (t->careful)
+            t->careful_at[t->cur][t->i] = offset(t, t->e.w);
+        if (tr_saves(t, t->i))
+            save_flags(t);
+        if (t->careful)
+            t->careful_check[t->cur][t->i] = offset(t, t->e.w);
+        emit_one(t);
+        t->off = t->i + 1 < t->b->n ? t->next_off : t->off;
+        if (t->i + 1 == t->unit.head[t->cur] && !t->outer) {
+            tr_islands(t, false, 1000); /* none waits here */
+            t->behind_head[t->cur] = offset(t, t->e.w);
+        }
+    }
+}
+
+static void translate_insns(struct tr *t)
+{
+    tr_flags_live(t);
+    block_begin(t);
+    emit_insns(t, t->b->n);
+    if (!t->ended) {
+        t->i = t->b->n - 1;
+        tr_goto_next(t);
+    }
 }
 
 static void translate_block(struct tr *t, unsigned n)
@@ -576,9 +601,15 @@ static void translate_block(struct tr *t, unsigned n)
     t->off = t->b->hva & ~PAGE_MASK;
     t->i = 0;
     t->jb->exit_desc = tr_desc(t, DESC_EXIT, t->off);
-    block_head(t, thunk);
+    if (t->unit.entry[n])
+        t->warm[n] = offset(t, t->e.w);
+    else
+        block_head(t, thunk);
+    count_block(t);
     translate_insns(t);
-    t->jb->thunk = thunk;
+    for (unsigned k = 0; k < t->ngroups; k++)
+        t->group_slot[n][k] = t->group[k].slot;
+    t->jb->thunk = thunk && !t->unit.entry[n];
     t->fast_desc[n][1] = t->j->ndesc;
     t->two[n] = t->gives_up;
     t->careful_insns += t->two[n] ? t->b->n : 0;
@@ -587,7 +618,7 @@ static void translate_block(struct tr *t, unsigned n)
 uint64_t tr_careful(const struct tr *t, const struct tr_stub *s)
 {
     assert(t->two[s->block]);
-    return (uint64_t)(t->j->rx + t->careful_at[s->block][s->insn]);
+    return (uint64_t)(t->j->rx + t->careful_check[s->block][s->insn]);
 }
 
 /* The second form of a block, which is entered at any instruction whose merged check failed, and behind slow paths. */
@@ -606,18 +637,40 @@ static void careful_block(struct tr *t, unsigned n)
     tr_islands(t, true, 0);
 }
 
+/* The head once more, for all ways in that say nothing of the flags: it leaves them alone. */
+static void emit_outer(struct tr *t)
+{
+    t->outer = true;
+    block_begin(t);
+    for (unsigned k = 0; k < t->ngroups; k++)
+        t->group[k].slot = t->group_slot[t->cur][k];
+    tr_flags_outer(t);
+    block_head(t, false);
+    count_block(t);
+    emit_insns(t, t->unit.head[t->cur]);
+    e_jmp(&t->e, (uint64_t)(t->j->rx + t->behind_head[t->cur]));
+    tr_islands(t, true, 0);
+    t->outer = false;
+}
+
 static void place_edges(struct tr *t)
 {
     for (unsigned i = 0; i < t->unit.n; i++) {
         t->jb = t->jbs[i];
         t->b = t->jb->b;
+        t->cur = i;
         if (t->jb->thunk)
             fpu_thunk(t);
+        else if (t->unit.entry[i])
+            emit_outer(t);
     }
     for (unsigned i = 0; i < t->nedge; i++) {
         const struct jit_block *to = t->jbs[t->edge[i].to];
 
-        e_fix32(&t->e, t->edge[i].at, t->j->rw + (t->edge[i].inner ? to->inner : to->code));
+        e_fix32(&t->e, t->edge[i].at,
+                t->j->rw + (t->edge[i].warm    ? t->warm[t->edge[i].to]
+                            : t->edge[i].inner ? to->inner
+                                               : to->code));
     }
 }
 
@@ -631,7 +684,7 @@ static struct jit_block *block_new(struct jit *j, struct block *b, uint32_t key)
                              .serial = b->serial,
                              .hva = b->hva,
                              .key = key,
-                             .uses_fpu = needs_fpu(b),
+                             .uses_fpu = tr_needs_fpu(b),
                              .selfcheck = code_selfcheck(b),
                              .page = page_of(j, b->hva & PAGE_MASK, b->page, key)};
     if (b->page2)
@@ -653,7 +706,7 @@ static bool unit_begin(struct tr *t, struct jit *j, struct block *b, uint32_t ke
     t->j = j;
     t->e = (struct emit){.w = j->rw + j->used, .bias = (uint64_t)(j->rx - j->rw)};
     unit_collect(j, u, b, key);
-    unit_flags(u);
+    unit_flags(t);
     for (unsigned i = 0; i < u->n; i++) /* from here on their deaths are told */
         atomic_store(&u->b[i]->translated, true);
     for (unsigned i = 0; i < u->n; i++) {

@@ -6,26 +6,19 @@
 
 /* ---- where a block goes on ---- */
 
-struct exits {
-    int32_t to[2]; /* page offsets, perhaps outside of the page */
-    unsigned n;
-    bool unknown;  /* and elsewhere */
-    int32_t after; /* where a call returns to; -1: none */
-};
-
 static bool is_jcc(unsigned op)
 {
     return tr_cond(op) >= 0;
 }
 
-static struct exits exits_of(const struct block *b)
+struct unit_exits unit_exits(const struct block *b)
 {
     const struct insn *in = &b->insn[b->n - 1];
     const uint32_t attrs = op_rows[in->op].attrs;
     const int32_t next = (int32_t)(b->hva & ~PAGE_MASK) + b->bytes;
     const int64_t target = next + (int64_t)in->imm;
     const bool direct = in->o[0].kind == OPK_REL && in->opsize == 8 && target == (int32_t)target;
-    struct exits x = {.after = -1};
+    struct unit_exits x = {.after = -1};
 
     if (!(attrs & A_BRANCH) || is_jcc(in->op))
         x.to[x.n++] = next;
@@ -84,7 +77,7 @@ void unit_collect(struct jit *j, struct unit *u, struct block *b, uint32_t key)
     if (b->page2 || j->alone)
         return;
     for (unsigned i = 0; i < u->n; i++) {
-        const struct exits x = exits_of(u->b[i]);
+        const struct unit_exits x = unit_exits(u->b[i]);
 
         for (unsigned k = 0; k < x.n; k++)
             add(j, u, key, x.to[k]);
@@ -96,42 +89,4 @@ void unit_collect(struct jit *j, struct unit *u, struct block *b, uint32_t key)
 int unit_find(const struct unit *u, int32_t off)
 {
     return off < 0 || off >= (int32_t)PAGE_SIZE ? -1 : find(u, (u->b[0]->hva & PAGE_MASK) | off);
-}
-
-/* ---- flags ---- */
-
-/* What a block reads before it writes it, given what is read behind it. */
-static uint32_t flags_before(const struct block *b, uint32_t live)
-{
-    for (unsigned i = b->n; i--;) {
-        const struct op_row *row = &op_rows[b->insn[i].op];
-
-        live = (live & ~row->must) | (row->rd & F_OSZAPC);
-    }
-    return live;
-}
-
-void unit_flags(struct unit *u)
-{
-    uint32_t in[UNIT_BLOCKS] = {0};
-    bool again;
-
-    do {
-        again = false;
-        for (unsigned i = u->n; i--;) {
-            const struct exits x = exits_of(u->b[i]);
-            uint32_t live = x.unknown ? F_OSZAPC : 0;
-
-            for (unsigned k = 0; k < x.n; k++) {
-                const int to = unit_find(u, x.to[k]);
-
-                live |= to < 0 ? F_OSZAPC : in[to];
-            }
-            u->live_out[i] = live;
-            live = flags_before(u->b[i], live);
-            again |= live != in[i];
-            in[i] = live;
-        }
-    } while (again);
-    memcpy(u->live_in, in, sizeof(in));
 }
