@@ -59,9 +59,20 @@ struct jit_desc {
     uint32_t list;                   /* CROSS, ENTER: number of its list (link.c) + 1 */
 };
 
-enum recipe_kind { RECIPE_NONE, RECIPE_SUB, RECIPE_AND, RECIPE_ADDED, RECIPE_SUBTRACTED, RECIPE_RESULT, RECIPE_NEGATED, RECIPE_SAVED, RECIPE_INC, RECIPE_DEC };
+enum recipe_kind {
+    RECIPE_NONE,
+    RECIPE_SUB,
+    RECIPE_AND,
+    RECIPE_ADDED,
+    RECIPE_SUBTRACTED,
+    RECIPE_RESULT,
+    RECIPE_NEGATED,
+    RECIPE_SAVED,
+    RECIPE_INC,
+    RECIPE_DEC
+};
 #define RECIPE_OF_SAVED 1u /* its number */
-struct jit_recipe { /* flags of an operation on a and b: general registers plus an offset; REG_NONE: constants */
+struct jit_recipe {        /* flags of an operation on a and b: general registers plus an offset; REG_NONE: constants */
     uint8_t kind, size, a, b;
     int32_t a_offset, b_offset;
     uint32_t carry; /* INC, DEC: the recipe of CF */

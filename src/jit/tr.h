@@ -130,8 +130,8 @@ struct tr {
     unsigned nshorts;
     struct unit unit;
     struct jit_block *jbs[UNIT_BLOCKS];
-    unsigned cur; /* which of them */
-    uint32_t warm[UNIT_BLOCKS], behind_head[UNIT_BLOCKS];   /* offsets of a block that has a head twice */
+    unsigned cur;                                         /* which of them */
+    uint32_t warm[UNIT_BLOCKS], behind_head[UNIT_BLOCKS]; /* offsets of a block that has a head twice */
     uint32_t group_slot[UNIT_BLOCKS][TR_GROUPS];
     bool outer; /* the copy is being emitted */
     struct tr_edge edge[4 * UNIT_BLOCKS];

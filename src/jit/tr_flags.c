@@ -2,9 +2,9 @@
  * tr_flags.c: which flags must survive the checks of memory accesses, and how those that need not are made again.
  *
  * Flags are dead where they are written before an instruction reads them. Who sees dead ones all the same is an
- * exception's frame, a VM exit, code that changed: whatever leaves the block there. At each place that may be left either
- * EFLAGS is right (no check in front of it may touch it), or it has a recipe: what computed the flags last, from values
- * that registers still hold (struct jit_recipe, jit_flags_again()). */
+ * exception's frame, a VM exit, code that changed: whatever leaves the block there. At each place that may be left
+ * either EFLAGS is right (no check in front of it may touch it), or it has a recipe: what computed the flags last, from
+ * values that registers still hold (struct jit_recipe, jit_flags_again()). */
 #include "../cpu/insn/fpu.h"
 #include "tr.h"
 
@@ -396,7 +396,8 @@ static void choose_head(struct tr *t, struct unit *u, unsigned i)
 {
     const struct block *b = u->b[i];
     bool clear = false;
-    const unsigned head = b->page2 || code_selfcheck(b) || (b->heat & HEAT_TWO) ? 0 : head_of(b, sites_of(u, i), &clear);
+    const unsigned head =
+        b->page2 || code_selfcheck(b) || (b->heat & HEAT_TWO) ? 0 : head_of(b, sites_of(u, i), &clear);
     uint32_t recipes[BLOCK_INSNS];
 
     if (clear && end_recipe(u, i) != RECIPE_OF_SAVED)
@@ -406,8 +407,8 @@ static void choose_head(struct tr *t, struct unit *u, unsigned i)
         const unsigned from = u->n - 1 - k;
         const uint32_t entry = end_recipe(u, from);
 
-        if (!entry || !leads_to(u, from, i) || (u->fpu[i] && !u->fpu[from]) ||
-            (clear && entry != RECIPE_OF_SAVED) || block_recipes(t, b, entry, head, recipes, NULL, false))
+        if (!entry || !leads_to(u, from, i) || (u->fpu[i] && !u->fpu[from]) || (clear && entry != RECIPE_OF_SAVED) ||
+            block_recipes(t, b, entry, head, recipes, NULL, false))
             continue;
         u->clear[i] = clear;
         u->entry[i] = entry;
@@ -541,7 +542,8 @@ void jit_flags_again(const struct jit *j, uint32_t n)
     case RECIPE_DEC:
         jit_flags_again(j, p->carry);
         b = p->kind == RECIPE_INC ? -1 : 1;
-        s->flags = (s->flags & F_CF) | (flags_of(a + b, 1, a, 0, p->kind == RECIPE_INC ? ~(a + b) & a : (a + b) & ~a, p->size));
+        s->flags = (s->flags & F_CF) |
+                   (flags_of(a + b, 1, a, 0, p->kind == RECIPE_INC ? ~(a + b) & a : (a + b) & ~a, p->size));
         return;
     default: /* RECIPE_SUB */
         break;

@@ -658,7 +658,9 @@ int tr_cond(unsigned op)
         CC(5, NZ)
         CC(6, BE)
         CC(7, NBE)
-        CC(8, S) CC(9, NS) CC(10, P) CC(11, NP) CC(12, L) CC(13, NL) CC(14, LE) CC(15, NLE)
+        CC(8, S)
+        CC(9, NS)
+        CC(10, P) CC(11, NP) CC(12, L) CC(13, NL) CC(14, LE) CC(15, NLE)
 #undef CC
             default : return -1;
     }

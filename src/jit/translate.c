@@ -153,15 +153,16 @@ static void link_at(struct tr *t, uint8_t *at, int32_t disp)
     t->j->desc[s->desc].patch = offset(t, at);
 }
 
-/* The displacement at `at` leads to page + disp, in this page. inner: the vector state is the block's. */
-static void lead_to(struct tr *t, uint8_t *at, int32_t disp, bool inner, bool falls)
+/* The displacement at `at` leads to page + disp, in this page. inner: the vector state is the block's; direct: the
+ * flags are. */
+static void lead_to(struct tr *t, uint8_t *at, int32_t disp, bool inner, bool direct)
 {
     const int to = t->j->check ? -1 : unit_find(&t->unit, disp);
     const struct jit_block *other =
         t->j->check || to >= 0 ? NULL : jit_find(t->j, (t->b->hva & PAGE_MASK) | disp, t->jb->key);
 
     if (to >= 0)
-        edge_at(t, at, to, inner, falls && unit_warm(t->j, &t->unit, t->cur, to));
+        edge_at(t, at, to, inner, direct && unit_warm(t->j, &t->unit, t->cur, to));
     else if (other)
         e_fix32(&t->e, at, t->j->rw + other->code);
     else
@@ -548,7 +549,7 @@ static void save_flags(struct tr *t)
     struct emit *e = &t->e;
 
     e_op(e, EF_W, 0, 0x8b, T0, rm_reg(H_RAX));
-    e1(e, 0x9f); /* lahf */
+    e1(e, 0x9f);                               /* lahf */
     e_op(e, EF_B8, 1, 0x90, 0, rm_reg(H_RAX)); /* seto al */
     e_mov_store(e, rm_cpu(CPU(saved_flags)), H_RAX);
     e_op(e, EF_W, 0, 0x8b, H_RAX, rm_reg(T0));

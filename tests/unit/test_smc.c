@@ -163,6 +163,22 @@ static void an_instruction_that_the_one_before_writes(void **state)
     assert_true(counter(g, CC_selfchecks) == 1);
 }
 
+/* ... into one that reads flags which the old one did not: add or adc by turns. */
+ASM(change_reader, "xor %eax, %eax; 1: mov %ecx, %edx; and $1, %edx; shl $4, %edx; add $0xc0, %edx; cmp $100, %ecx;"
+                   "movb %dl, 2f+1(%rip); 2: add $0, %eax; dec %ecx; jnz 1b; vmcall");
+
+static void a_flag_that_the_next_instruction_did_not_read(void **state)
+{
+    struct guest *g = *state;
+
+    for (unsigned i = 0; i < 2; i++) {
+        PUT(g, GUEST_CODE, change_reader);
+        *guest_gpr(g, R_RCX) = 250;
+        run_to_vmcall(g, GUEST_CODE);
+        assert_int_equal(*guest_gpr(g, R_RAX), 50); /* the odd ones below 100 */
+    }
+}
+
 /* ---- cross-modifying code as Linux does it: a breakpoint first, then the rest, then the first byte ---- */
 
 struct poke {
@@ -248,6 +264,7 @@ int main(void)
         TEST(code_and_data_in_one_line),
         TEST(code_and_data_in_one_page),
         TEST(an_instruction_that_the_one_before_writes),
+        TEST(a_flag_that_the_next_instruction_did_not_read),
         TEST(a_breakpoint_stands_in_while_another_vcpu_patches),
     };
 
