@@ -281,6 +281,27 @@ static inline void guest_destroy(struct guest *g)
     munmap(g->ram, GUEST_RAM);
 }
 
+/* For cmocka: a guest of its own for each test. */
+static inline int guest_setup(void **state)
+{
+    static struct guest g;
+
+    guest_create(&g, guest_engine());
+    *state = &g;
+    return 0;
+}
+
+static inline int guest_teardown(void **state)
+{
+    guest_destroy(*state);
+    return 0;
+}
+
+/* name..name_end: bytes of a piece of guest code; it may begin with .code16 or .code32. */
+#define GUEST_ASM(name, text)                  \
+    extern const uint8_t name[], name##_end[]; \
+    __asm__(".pushsection .rodata\n.code64\n" #name ":\n" text "\n.code64\n" #name "_end:\n.byte 0\n.popsection\n")
+
 /* Code at GUEST_CODE, followed by a VMCALL; RIP there. */
 static inline void guest_code(struct guest *g, const void *bytes, size_t n)
 {

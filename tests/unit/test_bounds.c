@@ -5,21 +5,6 @@
 #include <stdio.h>
 #include <time.h>
 
-static int setup(void **state)
-{
-    static struct guest g;
-
-    guest_create(&g, guest_engine());
-    *state = &g;
-    return 0;
-}
-
-static int teardown(void **state)
-{
-    guest_destroy(*state);
-    return 0;
-}
-
 /* kB of a line of /proc/self/status */
 static long status_kb(const char *name)
 {
@@ -106,7 +91,7 @@ static void generations_begin_anew(void **state)
 
 int main(void)
 {
-#define TEST(f) cmocka_unit_test_setup_teardown(f, setup, teardown)
+#define TEST(f) cmocka_unit_test_setup_teardown(f, guest_setup, guest_teardown)
     static const struct CMUnitTest tests[] = {
         TEST(addresses_without_memory),
         TEST(address_spaces_that_were),

@@ -4,28 +4,9 @@
 #include "guest_code.h"
 #include "../../src/cpu/run/code.h"
 
-#define ASM(name, text)                        \
-    extern const uint8_t name[], name##_end[]; \
-    __asm__(".pushsection .rodata\n .code64\n" #name ": " text "\n" #name "_end:\n .popsection\n")
-
 #define STACK 0x400000u
 #define OTHER 0x500000u /* another stack */
 #define TURNS 2000u
-
-static int setup(void **state)
-{
-    static struct guest g;
-
-    guest_create(&g, guest_engine());
-    *state = &g;
-    return 0;
-}
-
-static int teardown(void **state)
-{
-    guest_destroy(*state);
-    return 0;
-}
 
 /* Runs code at a place, with rdi = n, to its VMCALL; returns rax. */
 static uint64_t run_at(struct guest *g, uint64_t gpa, const uint8_t *code, const uint8_t *end, uint64_t n)
@@ -43,7 +24,7 @@ static uint64_t run_at(struct guest *g, uint64_t gpa, const uint8_t *code, const
 #define RUN(g, name, n) run_at(g, GUEST_CODE, name, name##_end, n)
 
 /* Deeper than there are frames, and than a return's look reaches. */
-ASM(recursive, "call 1f; vmcall; 1: test %rdi, %rdi; jz 2f; dec %rdi; call 1b; inc %rax; 2: ret");
+GUEST_ASM(recursive, "call 1f; vmcall; 1: test %rdi, %rdi; jz 2f; dec %rdi; call 1b; inc %rax; 2: ret");
 
 static void deep_recursion(void **state)
 {
@@ -52,11 +33,12 @@ static void deep_recursion(void **state)
 }
 
 /* A return to another place than behind the call: the address is changed, a frame is left out, or pushed. */
-ASM(elsewhere, "1: call 2f; jmp 9f; add $1, %rax; call 3f; jmp 9f; add $2, %rax; lea 5f(%rip), %rcx; push %rcx; ret;"
-               "2: addq $2, (%rsp); ret;"
-               "3: call 4f; jmp 9f;"
-               "4: add $8, %rsp; addq $2, (%rsp); ret;"
-               "5: dec %rdi; jnz 1b; vmcall; 9: ud2");
+GUEST_ASM(elsewhere,
+          "1: call 2f; jmp 9f; add $1, %rax; call 3f; jmp 9f; add $2, %rax; lea 5f(%rip), %rcx; push %rcx; ret;"
+          "2: addq $2, (%rsp); ret;"
+          "3: call 4f; jmp 9f;"
+          "4: add $8, %rsp; addq $2, (%rsp); ret;"
+          "5: dec %rdi; jnz 1b; vmcall; 9: ud2");
 
 static void returns_to_elsewhere(void **state)
 {
@@ -64,14 +46,14 @@ static void returns_to_elsewhere(void **state)
 }
 
 /* Two stacks in turn, each some calls deep: the frames that are on top are the other's. */
-ASM(coroutines, "mov $0x500000, %rbx; lea 7f(%rip), %rcx; sub $8, %rbx; mov %rcx, (%rbx);"
-                "1: call 2f; dec %rdi; jnz 1b; vmcall;"
-                "2: call 3f; add $1, %rax; ret;"
-                "3: call 4f; add $1, %rax; ret;"
-                "4: xchg %rsp, %rbx; ret;" /* to the other */
-                "7: call 8f; jmp 7b;"      /* the other one's life */
-                "8: call 9f; add $16, %rax; ret;"
-                "9: call 4b; add $16, %rax; ret");
+GUEST_ASM(coroutines, "mov $0x500000, %rbx; lea 7f(%rip), %rcx; sub $8, %rbx; mov %rcx, (%rbx);"
+                      "1: call 2f; dec %rdi; jnz 1b; vmcall;"
+                      "2: call 3f; add $1, %rax; ret;"
+                      "3: call 4f; add $1, %rax; ret;"
+                      "4: xchg %rsp, %rbx; ret;" /* to the other */
+                      "7: call 8f; jmp 7b;"      /* the other one's life */
+                      "8: call 9f; add $16, %rax; ret;"
+                      "9: call 4b; add $16, %rax; ret");
 
 static void two_stacks_in_turn(void **state)
 {
@@ -79,8 +61,8 @@ static void two_stacks_in_turn(void **state)
 }
 
 /* The called one changes what its caller goes on with. */
-ASM(changed, "xor %esi, %esi; 1: inc %esi; call 2f; 3: mov $0, %ecx; cmp %esi, %ecx; jne 9f; inc %rax; dec %rdi;"
-             "jnz 1b; vmcall; 2: mov %esi, 3b+1(%rip); ret; 9: ud2");
+GUEST_ASM(changed, "xor %esi, %esi; 1: inc %esi; call 2f; 3: mov $0, %ecx; cmp %esi, %ecx; jne 9f; inc %rax; dec %rdi;"
+                   "jnz 1b; vmcall; 2: mov %esi, 3b+1(%rip); ret; 9: ud2");
 
 static void the_caller_is_written(void **state)
 {
@@ -106,13 +88,13 @@ static void a_call_at_a_pages_end(void **state)
 #define PAGE   0x800000u
 #define FRAMES 0x600000u
 #define PT     0x700000u
-ASM(exchange, "1: call 8f; call *%rbx; cmp %eax, %r15d; jne 9f;"
-              ".byte 0xe8; .long 0x800000 - 0x10000 - (2f - exchange); 2: cmp %eax, %r15d; jne 9f;"
-              "lea 8f(%rip), %r8; lea 64(%rbx), %rcx; call *%rcx; cmp %eax, %r15d; jne 9f;"
-              "call 8f; dec %rdi; jnz 1b; mov $1, %eax; vmcall;"
-              "8: xchg %r12, %r13; xor $3, %r15d; mov %r12, (%rsi); invlpg (%rbx); ret; 9: ud2");
-ASM(frame_one, "mov $1, %eax; ret; .fill 58, 1, 0x90; call *%r8; mov $1, %eax; ret");
-ASM(frame_two, "mov $2, %eax; ret; .fill 58, 1, 0x90; call *%r8; mov $2, %eax; ret");
+GUEST_ASM(exchange, "1: call 8f; call *%rbx; cmp %eax, %r15d; jne 9f;"
+                    ".byte 0xe8; .long 0x800000 - 0x10000 - (2f - exchange); 2: cmp %eax, %r15d; jne 9f;"
+                    "lea 8f(%rip), %r8; lea 64(%rbx), %rcx; call *%rcx; cmp %eax, %r15d; jne 9f;"
+                    "call 8f; dec %rdi; jnz 1b; mov $1, %eax; vmcall;"
+                    "8: xchg %r12, %r13; xor $3, %r15d; mov %r12, (%rsi); invlpg (%rbx); ret; 9: ud2");
+GUEST_ASM(frame_one, "mov $1, %eax; ret; .fill 58, 1, 0x90; call *%r8; mov $1, %eax; ret");
+GUEST_ASM(frame_two, "mov $2, %eax; ret; .fill 58, 1, 0x90; call *%r8; mov $2, %eax; ret");
 
 static void a_page_shows_frames_in_turn(void **state)
 {
@@ -131,7 +113,7 @@ static void a_page_shows_frames_in_turn(void **state)
     assert_int_equal(RUN(g, exchange, TURNS), 1);
 }
 
-#define TEST(f) cmocka_unit_test_setup_teardown(f, setup, teardown)
+#define TEST(f) cmocka_unit_test_setup_teardown(f, guest_setup, guest_teardown)
 
 int main(void)
 {

@@ -4,25 +4,7 @@
 #include "guest.h"
 #include "../../src/cpu/insn/insn.h"
 
-#define BLOB(name, text)                       \
-    extern const uint8_t name[], name##_end[]; \
-    __asm__(".pushsection .rodata\n" #name ":\n" text "\n.code64\n" #name "_end:\n.byte 0\n.popsection\n")
 #define VMCALL "\n.byte 0x0f, 0x01, 0xc1\n"
-
-static int setup(void **state)
-{
-    static struct guest g;
-
-    guest_create(&g, guest_engine());
-    *state = &g;
-    return 0;
-}
-
-static int teardown(void **state)
-{
-    guest_destroy(*state);
-    return 0;
-}
 
 static void put(struct guest *g, const uint8_t *code, const uint8_t *end)
 {
@@ -188,7 +170,7 @@ static void guest_cpuid_decides_reserved_bits(void **state)
 }
 
 /* ---- exceptions in long mode ---- */
-BLOB(code_ud2, "ud2");
+GUEST_ASM(code_ud2, "ud2");
 static void fault_pushes_rf_and_its_own_rip(void **state)
 {
     struct guest *g = *state;
@@ -206,7 +188,7 @@ static void fault_pushes_rf_and_its_own_rip(void **state)
     assert_int_equal(guest_r(g, GUEST_SS_SELECTOR), GUEST_SEL_SS0);
 }
 
-BLOB(code_pf, "mov 0x7fffffff, %al\n mov $0x12345678000, %rbx\n mov %eax, 8(%rbx)");
+GUEST_ASM(code_pf, "mov 0x7fffffff, %al\n mov $0x12345678000, %rbx\n mov %eax, 8(%rbx)");
 static void page_fault_has_cr2_and_error(void **state)
 {
     struct guest *g = *state;
@@ -287,10 +269,10 @@ static void ist_switches_the_stack(void **state)
 }
 
 /* ---- user mode ---- */
-BLOB(code_user,
-     "pushq $0x23\n pushq $0x28000\n pushfq\n orl $0x200, (%rsp)\n pushq $0x1b\n lea 1f(%rip), %rax\n push %rax\n"
-     "iretq\n"
-     "1: int $0x80\n mov %cs, %ecx\n int $0x81\n");
+GUEST_ASM(code_user,
+          "pushq $0x23\n pushq $0x28000\n pushfq\n orl $0x200, (%rsp)\n pushq $0x1b\n lea 1f(%rip), %rax\n push %rax\n"
+          "iretq\n"
+          "1: int $0x80\n mov %cs, %ecx\n int $0x81\n");
 static void user_mode_and_back(void **state)
 {
     struct guest *g = *state;
@@ -313,14 +295,14 @@ static void user_mode_and_back(void **state)
     assert_int_equal(frame(g)[1], end_of(code_user, code_user_end) - 2);
 }
 
-BLOB(code_syscall,
-     "mov $0xc0000081, %ecx\n mov $0x0008, %edx\n shl $16, %edx\n or $0x8, %edx\n xor %eax, %eax\n wrmsr\n"
-     "mov $0xc0000082, %ecx\n xor %edx, %edx\n lea 2f(%rip), %rax\n wrmsr\n"
-     "mov $0xc0000084, %ecx\n mov $0x200, %eax\n wrmsr\n"
-     "pushq $0x23\n pushq $0x28000\n pushq $0x202\n pushq $0x1b\n lea 1f(%rip), %rax\n push %rax\n iretq\n"
-     "1: syscall\n 3: ud2\n"
-     "2: mov %rcx, %rbx\n mov %rsp, %rbp\n pushfq\n pop %rdx\n mov $0x28000, %rsp\n" VMCALL
-     "lea 3b(%rip), %rcx\n mov $0x246, %r11\n sysretq\n");
+GUEST_ASM(code_syscall,
+          "mov $0xc0000081, %ecx\n mov $0x0008, %edx\n shl $16, %edx\n or $0x8, %edx\n xor %eax, %eax\n wrmsr\n"
+          "mov $0xc0000082, %ecx\n xor %edx, %edx\n lea 2f(%rip), %rax\n wrmsr\n"
+          "mov $0xc0000084, %ecx\n mov $0x200, %eax\n wrmsr\n"
+          "pushq $0x23\n pushq $0x28000\n pushq $0x202\n pushq $0x1b\n lea 1f(%rip), %rax\n push %rax\n iretq\n"
+          "1: syscall\n 3: ud2\n"
+          "2: mov %rcx, %rbx\n mov %rsp, %rbp\n pushfq\n pop %rdx\n mov $0x28000, %rsp\n" VMCALL
+          "lea 3b(%rip), %rcx\n mov $0x246, %r11\n sysretq\n");
 static void syscall_and_sysret(void **state)
 {
     struct guest *g = *state;
@@ -343,7 +325,7 @@ static void syscall_and_sysret(void **state)
 }
 
 /* ---- debug ---- */
-BLOB(code_step, "pushfq\n orl $0x100, (%rsp)\n popfq\n nop\n inc %ecx\n");
+GUEST_ASM(code_step, "pushfq\n orl $0x100, (%rsp)\n popfq\n nop\n inc %ecx\n");
 static void single_step(void **state)
 {
     struct guest *g = *state;
@@ -359,7 +341,7 @@ static void single_step(void **state)
     assert_int_equal(frame(g)[0], after_popf + 3);
 }
 
-BLOB(code_bp, "nop\n nop\n movl $5, 0x20010\n movw $6, 0x20004\n nop\n");
+GUEST_ASM(code_bp, "nop\n nop\n movl $5, 0x20010\n movw $6, 0x20004\n nop\n");
 static void breakpoints(void **state)
 {
     struct guest *g = *state;
@@ -384,7 +366,7 @@ static void breakpoints(void **state)
     assert_int_equal(*(uint32_t *)(g->ram + 0x20010), 5);
 }
 
-BLOB(code_shadow, "sti\n nop\n nop\n");
+GUEST_ASM(code_shadow, "sti\n nop\n nop\n");
 static void sti_shadow(void **state)
 {
     struct guest *g = *state;
@@ -396,7 +378,7 @@ static void sti_shadow(void **state)
     assert_int_equal(guest_r(g, GUEST_INTERRUPTIBILITY_INFO), 0);
 }
 
-BLOB(code_movss, "mov %ss, %eax\n pushfq\n orl $0x100, (%rsp)\n popfq\n mov %eax, %ss\n nop\n nop\n");
+GUEST_ASM(code_movss, "mov %ss, %eax\n pushfq\n orl $0x100, (%rsp)\n popfq\n mov %eax, %ss\n nop\n nop\n");
 static void mov_ss_holds_back_the_step(void **state)
 {
     struct guest *g = *state;
@@ -407,8 +389,8 @@ static void mov_ss_holds_back_the_step(void **state)
 }
 
 /* ---- registers ---- */
-BLOB(code_cr, "mov %cr4, %rax\n or $0x80, %rax\n mov %rax, %cr4\n mov %cr4, %rbx\n"
-              "mov $0x8000000000001000, %rcx\n mov %rcx, %cr3\n");
+GUEST_ASM(code_cr, "mov %cr4, %rax\n or $0x80, %rax\n mov %rax, %cr4\n mov %cr4, %rbx\n"
+                   "mov $0x8000000000001000, %rcx\n mov %rcx, %cr3\n");
 static void control_registers(void **state)
 {
     struct guest *g = *state;
@@ -421,8 +403,8 @@ static void control_registers(void **state)
     assert_int_equal(guest_r(g, GUEST_CR4) & CR4_VMXE, CR4_VMXE);
 }
 
-BLOB(code_msr, "mov $0xc0000102, %ecx\n mov $0x1234, %eax\n mov $5, %edx\n wrmsr\n swapgs\n rdmsr\n"
-               "mov $0xc0000101, %ecx\n rdmsr\n mov $0x80000000, %edx\n wrmsr\n");
+GUEST_ASM(code_msr, "mov $0xc0000102, %ecx\n mov $0x1234, %eax\n mov $5, %edx\n wrmsr\n swapgs\n rdmsr\n"
+                    "mov $0xc0000101, %ecx\n rdmsr\n mov $0x80000000, %edx\n wrmsr\n");
 static void msrs_and_swapgs(void **state)
 {
     struct guest *g = *state;
@@ -442,9 +424,9 @@ static void msrs_and_swapgs(void **state)
     assert_int_equal(cpu_guest_wrmsr(g->cpu, 0x277, 0x0007040600070406), 0);
 }
 
-BLOB(code_look, "mov $0x1b, %eax\n lar %eax, %ebx\n setz %r8b\n lsl %eax, %ecx\n setz %r9b\n"
-                "mov $0x38, %eax\n lar %eax, %edx\n setz %r10b\n mov $0x10, %eax\n verw %ax\n setz %r11b\n"
-                "mov $0x1b, %eax\n verw %ax\n setz %r12b\n verr %ax\n setz %r13b\n str %r14d\n sldt %r15d\n");
+GUEST_ASM(code_look, "mov $0x1b, %eax\n lar %eax, %ebx\n setz %r8b\n lsl %eax, %ecx\n setz %r9b\n"
+                     "mov $0x38, %eax\n lar %eax, %edx\n setz %r10b\n mov $0x10, %eax\n verw %ax\n setz %r11b\n"
+                     "mov $0x1b, %eax\n verw %ax\n setz %r12b\n verr %ax\n setz %r13b\n str %r14d\n sldt %r15d\n");
 static void descriptors_looked_at(void **state)
 {
     struct guest *g = *state;
@@ -466,7 +448,7 @@ static void descriptors_looked_at(void **state)
 }
 
 /* ---- ports ---- */
-BLOB(code_io, "mov $0x3f8, %edx\n mov $0x20000, %esi\n mov $3, %ecx\n cld\n rep outsw\n in $0x71, %al\n");
+GUEST_ASM(code_io, "mov $0x3f8, %edx\n mov $0x20000, %esi\n mov $3, %ecx\n cld\n rep outsw\n in $0x71, %al\n");
 static void port_exits(void **state)
 {
     struct guest *g = *state;
@@ -481,8 +463,9 @@ static void port_exits(void **state)
     assert_int_equal(guest_r(g, EXIT_QUALIFICATION), 0x71u << 16 | 1u << 6 | 1u << 3);
 }
 
-BLOB(code_user_io, "pushq $0x23\n pushq $0x28000\n pushq $2\n pushq $0x1b\n lea 1f(%rip), %rax\n push %rax\n iretq\n"
-                   "1: mov $0x61, %edx\n in %dx, %al\n mov $0x62, %edx\n in %dx, %ax\n");
+GUEST_ASM(code_user_io,
+          "pushq $0x23\n pushq $0x28000\n pushq $2\n pushq $0x1b\n lea 1f(%rip), %rax\n push %rax\n iretq\n"
+          "1: mov $0x61, %edx\n in %dx, %al\n mov $0x62, %edx\n in %dx, %ax\n");
 static void io_permission_bitmap(void **state)
 {
     struct guest *g = *state;
@@ -502,22 +485,22 @@ static void io_permission_bitmap(void **state)
 }
 
 /* ---- from real mode to long mode ---- */
-BLOB(code_boot,
-     ".code16\n"
-     "boot16: xor %ax, %ax\n mov %ax, %ss\n mov $0x7000, %sp\n mov %ax, %ds\n int $0x21\n" VMCALL
-     "lgdtl %cs:(gdtr16 - boot16)\n mov %cr0, %eax\n or $1, %eax\n mov %eax, %cr0\n"
-     "ljmpl $0x28, $(0x10000 + boot32 - boot16)\n"
-     ".code32\n"
-     "boot32: mov $0x10, %eax\n mov %eax, %ss\n mov %eax, %ds\n mov %eax, %es\n mov $0x9000, %esp\n" VMCALL
-     "mov %cr4, %eax\n or $0x20, %eax\n mov %eax, %cr4\n mov $0x1000, %eax\n mov %eax, %cr3\n"
-     "mov $0xc0000080, %ecx\n rdmsr\n or $0x100, %eax\n wrmsr\n"
-     "mov %cr0, %eax\n or $0x80000000, %eax\n mov %eax, %cr0\n" VMCALL "ljmp $0x08, $(0x10000 + boot64 - boot16)\n"
-     ".code64\n"
-     "boot64: mov $0x1122334455667788, %rax\n lcall *farptr(%rip)\n" VMCALL "jmp 9f\n"
-     "farfn: push %rax\n pop %rbx\n lret\n"
-     "farptr: .long 0x10000 + farfn - boot16\n .word 8\n"
-     "gdtr16: .word 63\n .long 0x4000\n"
-     "9:\n");
+GUEST_ASM(code_boot,
+          ".code16\n"
+          "boot16: xor %ax, %ax\n mov %ax, %ss\n mov $0x7000, %sp\n mov %ax, %ds\n int $0x21\n" VMCALL
+          "lgdtl %cs:(gdtr16 - boot16)\n mov %cr0, %eax\n or $1, %eax\n mov %eax, %cr0\n"
+          "ljmpl $0x28, $(0x10000 + boot32 - boot16)\n"
+          ".code32\n"
+          "boot32: mov $0x10, %eax\n mov %eax, %ss\n mov %eax, %ds\n mov %eax, %es\n mov $0x9000, %esp\n" VMCALL
+          "mov %cr4, %eax\n or $0x20, %eax\n mov %eax, %cr4\n mov $0x1000, %eax\n mov %eax, %cr3\n"
+          "mov $0xc0000080, %ecx\n rdmsr\n or $0x100, %eax\n wrmsr\n"
+          "mov %cr0, %eax\n or $0x80000000, %eax\n mov %eax, %cr0\n" VMCALL "ljmp $0x08, $(0x10000 + boot64 - boot16)\n"
+          ".code64\n"
+          "boot64: mov $0x1122334455667788, %rax\n lcall *farptr(%rip)\n" VMCALL "jmp 9f\n"
+          "farfn: push %rax\n pop %rbx\n lret\n"
+          "farptr: .long 0x10000 + farfn - boot16\n .word 8\n"
+          "gdtr16: .word 63\n .long 0x4000\n"
+          "9:\n");
 
 static void real_mode_state(struct guest *g, uint16_t cs)
 {
@@ -569,13 +552,13 @@ static void boot_from_real_mode(void **state)
 }
 
 /* ---- protected mode: call gate, virtual-8086 mode ---- */
-BLOB(code_prot,
-     ".code32\n"
-     "prot32: pushl $0x23\n pushl $0x28000\n pushl $2\n pushl $0x3b\n pushl $(0x10000 + ring3 - prot32)\n iretl\n"
-     "ring3: pushl $0x1111\n pushl $0x2222\n lcall $0x43, $0\n" VMCALL
-     "gate0: mov (%esp), %eax\n mov 8(%esp), %ebx\n mov 12(%esp), %ecx\n mov 16(%esp), %edx\n" VMCALL "lretl $8\n"
-     "tov86: pushl $0x60\n pushl $0x50\n pushl $0x40\n pushl $0x30\n pushl $0\n pushl $0x8000\n"
-     "pushl $0x20002\n pushl $0x2800\n pushl $0\n iretl\n");
+GUEST_ASM(code_prot,
+          ".code32\n"
+          "prot32: pushl $0x23\n pushl $0x28000\n pushl $2\n pushl $0x3b\n pushl $(0x10000 + ring3 - prot32)\n iretl\n"
+          "ring3: pushl $0x1111\n pushl $0x2222\n lcall $0x43, $0\n" VMCALL
+          "gate0: mov (%esp), %eax\n mov 8(%esp), %ebx\n mov 12(%esp), %ecx\n mov 16(%esp), %edx\n" VMCALL "lretl $8\n"
+          "tov86: pushl $0x60\n pushl $0x50\n pushl $0x40\n pushl $0x30\n pushl $0\n pushl $0x8000\n"
+          "pushl $0x20002\n pushl $0x2800\n pushl $0\n iretl\n");
 
 static void protected_state(struct guest *g)
 {
@@ -653,7 +636,7 @@ static void virtual_8086(void **state)
 }
 
 /* ---- task gates exit ---- */
-BLOB(code_prot_ud, ".code32\n ud2\n");
+GUEST_ASM(code_prot_ud, ".code32\n ud2\n");
 static void task_gate_exits(void **state)
 {
     struct guest *g = *state;
@@ -672,9 +655,10 @@ static void task_gate_exits(void **state)
     assert_int_equal(*(uint32_t *)(g->ram + guest_r(g, GUEST_RSP)), 0x41);
 }
 
-BLOB(code_sreg, "mov $0x23, %eax\n mov %eax, %ds\n push %fs\n mov $0x10, %ecx\n push %rcx\n pop %fs\n mov %fs, %edx\n"
-                "movl $0x1000, 0x20000\n movw $0x10, 0x20004\n lss 0x20000, %esp\n mov %ss, 0x20008\n"
-                "mov $0x23, %esi\n mov %esi, %ss\n");
+GUEST_ASM(code_sreg,
+          "mov $0x23, %eax\n mov %eax, %ds\n push %fs\n mov $0x10, %ecx\n push %rcx\n pop %fs\n mov %fs, %edx\n"
+          "movl $0x1000, 0x20000\n movw $0x10, 0x20004\n lss 0x20000, %esp\n mov %ss, 0x20008\n"
+          "mov $0x23, %esi\n mov %esi, %ss\n");
 static void segment_registers(void **state)
 {
     struct guest *g = *state;
@@ -692,7 +676,7 @@ static void segment_registers(void **state)
     assert_int_equal(*(uint64_t *)(g->ram + GUEST_STACK - 16), 0x10);
 }
 
-BLOB(code_int3, "nop\n int3\n nop\n");
+GUEST_ASM(code_int3, "nop\n int3\n nop\n");
 static void int3_is_intercepted_or_trapped(void **state)
 {
     struct guest *g = *state;
@@ -719,7 +703,7 @@ static void int3_is_intercepted_or_trapped(void **state)
     assert_int_equal(frame(g)[2], F_RESERVED); /* a trap: no RF */
 }
 
-BLOB(code_ins, "mov $0x20000, %edi\n mov $5, %ecx\n mov $0x1f0, %edx\n cld\n rep insw\n in %dx, %eax\n");
+GUEST_ASM(code_ins, "mov $0x20000, %edi\n mov $5, %ecx\n mov $0x1f0, %edx\n cld\n rep insw\n in %dx, %eax\n");
 static void ports_without_intercept_float(void **state)
 {
     struct guest *g = *state;
@@ -734,7 +718,7 @@ static void ports_without_intercept_float(void **state)
 }
 
 /* A frame over two pages of which one is not there: the fault is the hardware's, by element. */
-BLOB(code_bad_stack, "mov $0x3fffffff8, %rsp\n ud2\n");
+GUEST_ASM(code_bad_stack, "mov $0x3fffffff8, %rsp\n ud2\n");
 static void stack_fault_names_the_push(void **state)
 {
     struct guest *g = *state;
@@ -759,7 +743,7 @@ static void tsc_frequency(void **state)
 
 int main(void)
 {
-#define T(f) cmocka_unit_test_setup_teardown(f, setup, teardown)
+#define T(f) cmocka_unit_test_setup_teardown(f, guest_setup, guest_teardown)
     const struct CMUnitTest tests[] = {
         T(snapshot_round_trip),
         T(reset_and_init),

@@ -6,10 +6,6 @@
 #include <stdio.h>
 #include "../../src/cpu/run/code.h"
 
-#define ASM(name, text)                        \
-    extern const uint8_t name[], name##_end[]; \
-    __asm__(".pushsection .rodata\n .code64\n" #name ": " text "\n" #name "_end:\n .popsection\n")
-
 static void put(struct guest *g, uint64_t gpa, const uint8_t *code, const uint8_t *end)
 {
     memcpy(g->ram + gpa, code, end - code);
@@ -29,23 +25,8 @@ static void run_to_vmcall(struct guest *g, uint64_t gpa)
     assert_int_equal(guest_run(g), EXIT_REASON_VMCALL);
 }
 
-static int setup(void **state)
-{
-    static struct guest g;
-
-    guest_create(&g, guest_engine());
-    *state = &g;
-    return 0;
-}
-
-static int teardown(void **state)
-{
-    guest_destroy(*state);
-    return 0;
-}
-
 /* SDM 3A, "Self-Modifying Code": the next instruction of the same block changes. */
-ASM(smc_next, "movb $42, 1f+1(%rip); 1: mov $1, %eax; vmcall");
+GUEST_ASM(smc_next, "movb $42, 1f+1(%rip); 1: mov $1, %eax; vmcall");
 
 static void a_block_that_changes_itself_stops(void **state)
 {
@@ -62,8 +43,8 @@ static void a_block_that_changes_itself_stops(void **state)
 }
 
 /* A loop that rewrites the immediate of a function and calls it: rcx times; rax = the sum of what it returned. */
-ASM(smc_loop, "xor %eax, %eax; 1: mov %ecx, 3f+1(%rip); call 3f; add %rdx, %rax; dec %ecx; jnz 1b; vmcall;"
-              ".balign 64; 3: mov $0, %edx; ret");
+GUEST_ASM(smc_loop, "xor %eax, %eax; 1: mov %ecx, 3f+1(%rip); call 3f; add %rdx, %rax; dec %ecx; jnz 1b; vmcall;"
+                    ".balign 64; 3: mov $0, %edx; ret");
 
 static void code_written_and_run_in_turn_is_right_and_does_not_thrash(void **state)
 {
@@ -80,8 +61,8 @@ static void code_written_and_run_in_turn_is_right_and_does_not_thrash(void **sta
     assert_true(decoded < n * 4);
 }
 
-ASM(fn_one, "mov $1, %eax; vmcall");
-ASM(flush_and_run, "mov %cr3, %rdx; mov %rdx, %cr3; jmp *%rbx");
+GUEST_ASM(fn_one, "mov $1, %eax; vmcall");
+GUEST_ASM(flush_and_run, "mov %cr3, %rdx; mov %rdx, %cr3; jmp *%rbx");
 
 /* DMA is unseen; what is entered after the guest's TLB was flushed is compared. */
 static void code_written_by_others_is_compared_when_its_page_is_entered_anew(void **state)
@@ -109,8 +90,8 @@ static void code_written_by_others_is_compared_when_its_page_is_entered_anew(voi
 }
 
 /* The same physical page at another linear address, written there: the alias's write kills the block. */
-ASM(alias, "call *%rbx; mov %eax, %esi; movb $5, 1(%rdi); call *%rbx; vmcall");
-ASM(fn_ret, "mov $1, %eax; ret");
+GUEST_ASM(alias, "call *%rbx; mov %eax, %esi; movb $5, 1(%rdi); call *%rbx; vmcall");
+GUEST_ASM(fn_ret, "mov $1, %eax; ret");
 
 static void writes_through_an_alias_are_seen(void **state)
 {
@@ -151,9 +132,9 @@ static void an_instruction_over_a_page_end_runs_and_changes(void **state)
 }
 
 /* A hot loop over a page's end: rcx times eax += an immediate whose low byte is the first page's last. */
-ASM(over_end, "1: .byte 5, 0, 0, 0, 0; dec %ecx; jnz 1b; ret"); /* add $0, %eax */
+GUEST_ASM(over_end, "1: .byte 5, 0, 0, 0, 0; dec %ecx; jnz 1b; ret"); /* add $0, %eax */
 /* rsi times: the loop; then its immediate changes by writes to the second page, at rdi, and to the first */
-ASM(over_writes, "1: mov $100, %ecx; call *%rbx; incb (%rdi); incb -1(%rdi); dec %esi; jnz 1b; vmcall");
+GUEST_ASM(over_writes, "1: mov $100, %ecx; call *%rbx; incb (%rdi); incb -1(%rdi); dec %esi; jnz 1b; vmcall");
 
 static void hot_code_over_a_page_end_sees_writes_to_both_pages(void **state)
 {
@@ -172,8 +153,8 @@ static void hot_code_over_a_page_end_sees_writes_to_both_pages(void **state)
 
 /* rsi times: the loop at two addresses (rbx, rbp) where its first page is the same and the second is not; then the
  * second page at rbx becomes another, by its table entry at rdi. */
-ASM(over_maps, "1: mov $100, %ecx; call *%rbx; mov $100, %ecx; call *%rbp; xorl $0x3000, (%rdi); invlpg 16(%rbx);"
-               "dec %esi; jnz 1b; vmcall");
+GUEST_ASM(over_maps, "1: mov $100, %ecx; call *%rbx; mov $100, %ecx; call *%rbp; xorl $0x3000, (%rdi); invlpg 16(%rbx);"
+                     "dec %esi; jnz 1b; vmcall");
 
 static void hot_code_over_a_page_end_sees_where_its_second_page_lies(void **state)
 {
@@ -202,8 +183,8 @@ static void hot_code_over_a_page_end_sees_where_its_second_page_lies(void **stat
 }
 
 /* ecx times: xmm0 += 16 bytes at rbx */
-ASM(over_reads, "pxor %xmm0, %xmm0; 1: movdqu (%rbx), %xmm1; paddb %xmm1, %xmm0; sub $1, %ecx; jnz 1b;"
-                "movq %xmm0, %rax; psrldq $8, %xmm0; movq %xmm0, %rdx; vmcall");
+GUEST_ASM(over_reads, "pxor %xmm0, %xmm0; 1: movdqu (%rbx), %xmm1; paddb %xmm1, %xmm0; sub $1, %ecx; jnz 1b;"
+                      "movq %xmm0, %rax; psrldq $8, %xmm0; movq %xmm0, %rdx; vmcall");
 
 /* ... over the end of a page whose neighbour lies elsewhere in memory */
 static void a_read_over_two_distant_pages_is_translated(void **state)
@@ -236,9 +217,9 @@ static void a_read_over_two_distant_pages_is_translated(void **state)
 }
 
 /* ecx times each: 16 bytes of xmm0 to rbx, flags free; the same between what sets flags and what reads them */
-ASM(vector_writes,
-    "movq %rax, %xmm0; pshufd $0x44, %xmm0, %xmm0; mov %ecx, %edx; 1: movdqu %xmm0, (%rbx); sub $1, %ecx;"
-    "jnz 1b; paddb %xmm0, %xmm0; 2: sub $1, %edx; movdqu %xmm0, (%rbx); jnz 2b; vmcall");
+GUEST_ASM(vector_writes,
+          "movq %rax, %xmm0; pshufd $0x44, %xmm0, %xmm0; mov %ecx, %edx; 1: movdqu %xmm0, (%rbx); sub $1, %ecx;"
+          "jnz 1b; paddb %xmm0, %xmm0; 2: sub $1, %edx; movdqu %xmm0, (%rbx); jnz 2b; vmcall");
 
 static void a_write_over_two_distant_pages_is_translated(void **state)
 {
@@ -271,8 +252,9 @@ static void a_write_over_two_distant_pages_is_translated(void **state)
 }
 
 /* ecx times: 8 bytes at rbx + 0x30 += those at rbx and rbx + 0x18; on by 0x28 */
-ASM(stream, "1: mov (%rbx), %rax; add 0x18(%rbx), %rax; add %rax, 0x30(%rbx); add $0x28, %rbx; sub $1, %ecx; jnz 1b;"
-            "vmcall");
+GUEST_ASM(stream,
+          "1: mov (%rbx), %rax; add 0x18(%rbx), %rax; add %rax, 0x30(%rbx); add $0x28, %rbx; sub $1, %ecx; jnz 1b;"
+          "vmcall");
 
 /* ... through pages that lie the other way round in memory: now and then the three are in two of them */
 static void a_stream_over_scattered_pages_is_exact(void **state)
@@ -325,10 +307,10 @@ static void decoded_code_is_bounded(void **state)
     assert_true(g->domain->code->dead_bytes <= CODE_LIMIT + (1 << 20));
 }
 
-ASM(rep_movsb, "rep movsb; vmcall");
-ASM(push_all, "push %rax; push %rax; push %rax; vmcall");
-ASM(xchg_mem, "xchg %rax, (%rdi); vmcall");
-ASM(pop_mem, "pop (%rdi); vmcall");
+GUEST_ASM(rep_movsb, "rep movsb; vmcall");
+GUEST_ASM(push_all, "push %rax; push %rax; push %rax; vmcall");
+GUEST_ASM(xchg_mem, "xchg %rax, (%rdi); vmcall");
+GUEST_ASM(pop_mem, "pop (%rdi); vmcall");
 
 static void partly_done_instructions_are_exact(void **state)
 {
@@ -402,7 +384,7 @@ static void what_is_no_instruction_faults(void **state)
 }
 
 /* A near branch to a non-canonical address is the branch's own #GP, before anything is pushed. */
-ASM(bad_call, "mov $0x800000000000, %rax; call *%rax");
+GUEST_ASM(bad_call, "mov $0x800000000000, %rax; call *%rax");
 
 static void branches_check_their_target(void **state)
 {
@@ -418,8 +400,8 @@ static void branches_check_their_target(void **state)
 }
 
 /* The same of a direct call out of either half: the memory of the return address stays as it was. */
-ASM(call_up, ".byte 0xe8, 0, 0, 0, 0x40");
-ASM(call_down, ".byte 0xe8, 0, 0, 0, 0xc0");
+GUEST_ASM(call_up, ".byte 0xe8, 0, 0, 0, 0x40");
+GUEST_ASM(call_down, ".byte 0xe8, 0, 0, 0, 0xc0");
 
 static void direct_calls_check_their_target(void **state)
 {
@@ -449,12 +431,14 @@ static void direct_calls_check_their_target(void **state)
 
 /* ---- two vCPUs: one rewrites a function that both call ---- */
 /* writer: rcx = 1 ... rsi stored into the immediate, the function called after each store */
-ASM(writer, "mov $1, %ecx; 1: mov %ecx, (%rdi); call *%rbx; cmp %ecx, %eax; jne 2f; inc %ecx; cmp %esi, %ecx; jbe 1b;"
-            "2: vmcall");
+GUEST_ASM(writer,
+          "mov $1, %ecx; 1: mov %ecx, (%rdi); call *%rbx; cmp %ecx, %eax; jne 2f; inc %ecx; cmp %esi, %ecx; jbe 1b;"
+          "2: vmcall");
 /* reader: until it returns rsi; it never goes back */
-ASM(reader, "xor %edx, %edx; 1: call *%rbx; cmp %edx, %eax; jb 2f; mov %eax, %edx; inc %rbp; cmp %esi, %eax; jne 1b;"
-            "2: vmcall");
-ASM(patched, ".byte 0x0f, 0x1f, 0; mov $0, %eax; ret"); /* the immediate is aligned: stores are atomic */
+GUEST_ASM(reader,
+          "xor %edx, %edx; 1: call *%rbx; cmp %edx, %eax; jb 2f; mov %eax, %edx; inc %rbp; cmp %esi, %eax; jne 1b;"
+          "2: vmcall");
+GUEST_ASM(patched, ".byte 0x0f, 0x1f, 0; mov $0, %eax; ret"); /* the immediate is aligned: stores are atomic */
 
 static void *run_thread(void *guest)
 {
@@ -492,7 +476,7 @@ static void a_vcpu_sees_what_another_writes_into_code(void **state)
     free(g2.pages);
 }
 
-#define TEST(f) cmocka_unit_test_setup_teardown(f, setup, teardown)
+#define TEST(f) cmocka_unit_test_setup_teardown(f, guest_setup, guest_teardown)
 
 int main(void)
 {

@@ -6,30 +6,11 @@
 #include <stdio.h>
 #include "../../src/cpu/run/code.h"
 
-#define ASM(name, text)                        \
-    extern const uint8_t name[], name##_end[]; \
-    __asm__(".pushsection .rodata\n .code64\n" #name ": " text "\n" #name "_end:\n .popsection\n")
-
 #define PUT(g, gpa, name) memcpy((g)->ram + (gpa), name, name##_end - name)
 
 static uint64_t counter(struct guest *g, enum cpu_counter c)
 {
     return cpu_counters(g->cpu)[c];
-}
-
-static int setup(void **state)
-{
-    static struct guest g;
-
-    guest_create(&g, guest_engine());
-    *state = &g;
-    return 0;
-}
-
-static int teardown(void **state)
-{
-    guest_destroy(*state);
-    return 0;
 }
 
 static void run_to_vmcall(struct guest *g, uint64_t gpa)
@@ -99,7 +80,7 @@ static void a_page_that_is_written_and_run_in_turn_is_translated(void **state)
 
 /* Who does not tell, a device or a debugger, is seen where a page is compared at each entry. */
 #define CALLER 0x40000u
-ASM(call_rbx, "call *%rbx; vmcall");
+GUEST_ASM(call_rbx, "call *%rbx; vmcall");
 
 static void a_page_that_is_compared_shows_what_others_write(void **state)
 {
@@ -117,9 +98,9 @@ static void a_page_that_is_compared_shows_what_others_write(void **state)
 }
 
 /* A counter in the line of the code that counts. */
-ASM(count_here, "incq 1f(%rip); mov 1f(%rip), %rax; ret; .balign 8; 1: .quad 0");
+GUEST_ASM(count_here, "incq 1f(%rip); mov 1f(%rip), %rax; ret; .balign 8; 1: .quad 0");
 /* ... and one in another line of the page. */
-ASM(count_there, "incq 1f(%rip); mov 1f(%rip), %rax; ret; .balign 512; 1: .quad 0");
+GUEST_ASM(count_there, "incq 1f(%rip); mov 1f(%rip), %rax; ret; .balign 512; 1: .quad 0");
 
 GUEST_FN static uint64_t call_often(uint8_t *data, uint64_t n)
 {
@@ -150,7 +131,8 @@ static void code_and_data_in_one_page(void **state)
 }
 
 /* The next instruction changes at each turn: rax = the sum of what it loaded. */
-ASM(change_next, "xor %eax, %eax; 1: movb %cl, 2f+1(%rip); 2: mov $0, %edx; add %rdx, %rax; dec %ecx; jnz 1b; vmcall");
+GUEST_ASM(change_next,
+          "xor %eax, %eax; 1: movb %cl, 2f+1(%rip); 2: mov $0, %edx; add %rdx, %rax; dec %ecx; jnz 1b; vmcall");
 
 static void an_instruction_that_the_one_before_writes(void **state)
 {
@@ -164,8 +146,9 @@ static void an_instruction_that_the_one_before_writes(void **state)
 }
 
 /* ... into one that reads flags which the old one did not: add or adc by turns. */
-ASM(change_reader, "xor %eax, %eax; 1: mov %ecx, %edx; and $1, %edx; shl $4, %edx; add $0xc0, %edx; cmp $100, %ecx;"
-                   "movb %dl, 2f+1(%rip); 2: add $0, %eax; dec %ecx; jnz 1b; vmcall");
+GUEST_ASM(change_reader,
+          "xor %eax, %eax; 1: mov %ecx, %edx; and $1, %edx; shl $4, %edx; add $0xc0, %edx; cmp $100, %ecx;"
+          "movb %dl, 2f+1(%rip); 2: add $0, %eax; dec %ecx; jnz 1b; vmcall");
 
 static void a_flag_that_the_next_instruction_did_not_read(void **state)
 {
@@ -189,10 +172,10 @@ struct poke {
 #define POKE_BP   (GUEST_DATA + 0x3000)
 
 /* rbx: the function; rdi: struct poke. MOV to CR2 serializes. */
-ASM(poke_reader, "1: mov %rax, %cr2; call *%rbx; mov %rax, 8(%rdi); cmp $1, %eax; je 2f; cmp $2, %eax; je 2f;"
-                 "incq 16(%rdi); 2: incq (%rdi); cmpq $0, 24(%rdi); je 1b; vmcall");
-ASM(poke_site, ".byte 0x0f, 0x1f, 0x44, 0, 0; mov $1, %eax; ret; mov $2, %eax; ret"); /* the jump: over 6 bytes */
-ASM(poke_trap, "incq 32(%rdi); decq (%rsp); iretq");
+GUEST_ASM(poke_reader, "1: mov %rax, %cr2; call *%rbx; mov %rax, 8(%rdi); cmp $1, %eax; je 2f; cmp $2, %eax; je 2f;"
+                       "incq 16(%rdi); 2: incq (%rdi); cmpq $0, 24(%rdi); je 1b; vmcall");
+GUEST_ASM(poke_site, ".byte 0x0f, 0x1f, 0x44, 0, 0; mov $1, %eax; ret; mov $2, %eax; ret"); /* the jump: over 6 bytes */
+GUEST_ASM(poke_trap, "incq 32(%rdi); decq (%rsp); iretq");
 
 GUEST_FN static uint64_t poke_writer(uint8_t *data, uint64_t n)
 {
@@ -253,7 +236,7 @@ static void a_breakpoint_stands_in_while_another_vcpu_patches(void **state)
     free(g2.pages);
 }
 
-#define TEST(f) cmocka_unit_test_setup_teardown(f, setup, teardown)
+#define TEST(f) cmocka_unit_test_setup_teardown(f, guest_setup, guest_teardown)
 
 int main(void)
 {

@@ -5,26 +5,8 @@
 #include <pthread.h>
 #include <unistd.h>
 
-#define BLOB(name, text)                       \
-    extern const uint8_t name[], name##_end[]; \
-    __asm__(".pushsection .rodata\n" #name ":\n" text "\n.code64\n" #name "_end:\n.byte 0\n.popsection\n")
 #define PUT(g, name) guest_code(g, name, (size_t)(name##_end - name))
 #define END(name)    (GUEST_CODE + (uint64_t)(name##_end - name))
-
-static int setup(void **state)
-{
-    static struct guest g;
-
-    guest_create(&g, guest_engine());
-    *state = &g;
-    return 0;
-}
-
-static int teardown(void **state)
-{
-    guest_destroy(*state);
-    return 0;
-}
 
 static uint64_t rip(struct guest *g)
 {
@@ -88,8 +70,9 @@ static void *kicker(void *cpu)
     return NULL;
 }
 
-BLOB(code_sti_loop, "1: inc %rcx\n sti\n nop\n cli\n sti\n mov %rax, %rdx\n cli\n sti\n push %rax\n pop %rax\n cli\n"
-                    " jmp 1b\n");
+GUEST_ASM(code_sti_loop,
+          "1: inc %rcx\n sti\n nop\n cli\n sti\n mov %rax, %rdx\n cli\n sti\n push %rax\n pop %rax\n cli\n"
+          " jmp 1b\n");
 static void a_kick_never_comes_unseen_into_the_shadow(void **state)
 {
     struct guest *g = *state;
@@ -114,7 +97,7 @@ static void a_kick_never_comes_unseen_into_the_shadow(void **state)
     assert_true(*guest_gpr(g, R_RCX) > 1000);
 }
 
-BLOB(code_window, "sti\n add %rax, %rbx\n nop\n");
+GUEST_ASM(code_window, "sti\n add %rax, %rbx\n nop\n");
 static void a_window_opens_behind_the_shadow(void **state)
 {
     struct guest *g = *state;
@@ -134,9 +117,9 @@ static void a_window_opens_behind_the_shadow(void **state)
 
 /* ---- AC ---- */
 /* All pages are the user's: with SMAP each data access of CPL 0 needs AC. Flags pass through. */
-BLOB(code_ac, "mov $0x20000, %esi\n mov $1000, %ecx\n"
-              "1: stc\n stac\n adc (%rsi), %rax\n mov %rax, 8(%rsi)\n clc\n clac\n adc $0, %rbx\n stac\n"
-              " pushfq\n pop %rdx\n clac\n dec %ecx\n jnz 1b\n mov (%rsi), %rdi\n");
+GUEST_ASM(code_ac, "mov $0x20000, %esi\n mov $1000, %ecx\n"
+                   "1: stc\n stac\n adc (%rsi), %rax\n mov %rax, 8(%rsi)\n clc\n clac\n adc $0, %rbx\n stac\n"
+                   " pushfq\n pop %rdx\n clac\n dec %ecx\n jnz 1b\n mov (%rsi), %rdi\n");
 static void ac_opens_user_pages(void **state)
 {
     struct guest *g = *state;
@@ -158,8 +141,9 @@ static void ac_opens_user_pages(void **state)
 }
 
 /* Amid accesses by one base: what was checked with AC says nothing without it. */
-BLOB(code_ac_again, "mov $0x20000, %esi\n stac\n mov (%rsi), %rax\n mov 8(%rsi), %rbx\n clac\n mov 16(%rsi), %rcx\n"
-                    " mov 24(%rsi), %rdx\n");
+GUEST_ASM(code_ac_again,
+          "mov $0x20000, %esi\n stac\n mov (%rsi), %rax\n mov 8(%rsi), %rbx\n clac\n mov 16(%rsi), %rcx\n"
+          " mov 24(%rsi), %rdx\n");
 static void ac_closes_them_again(void **state)
 {
     struct guest *g = *state;
@@ -175,8 +159,8 @@ static void ac_closes_them_again(void **state)
     }
 }
 
-BLOB(code_ac_user,
-     "push $0x23\n push $0x28000\n push $2\n push $0x1b\n lea 1f(%rip), %rax\n push %rax\n iretq\n1: stac\n");
+GUEST_ASM(code_ac_user,
+          "push $0x23\n push $0x28000\n push $2\n push $0x1b\n lea 1f(%rip), %rax\n push %rax\n iretq\n1: stac\n");
 static void ac_is_for_the_supervisor(void **state)
 {
     struct guest *g = *state;
@@ -189,7 +173,7 @@ static void ac_is_for_the_supervisor(void **state)
 }
 
 /* ---- time ---- */
-BLOB(code_tsc, "stc\n rdtsc\n mov %rax, %rsi\n mov %rdx, %rdi\n rdtscp\n setc %bl\n");
+GUEST_ASM(code_tsc, "stc\n rdtsc\n mov %rax, %rsi\n mov %rdx, %rdi\n rdtscp\n setc %bl\n");
 static void time_has_its_offset(void **state)
 {
     struct guest *g = *state;
@@ -219,7 +203,7 @@ static void time_has_its_offset(void **state)
     assert_int_equal(rip(g), GUEST_CODE + 1);
 }
 
-BLOB(code_pause, "pause\n nop\n");
+GUEST_ASM(code_pause, "pause\n nop\n");
 static void pause_exits_when_asked_to(void **state)
 {
     struct guest *g = *state;
@@ -232,8 +216,9 @@ static void pause_exits_when_asked_to(void **state)
 }
 
 /* ---- flags, bases, stack ---- */
-BLOB(code_df, "stc\n std\n pushfq\n pop %rax\n mov $0x20007, %esi\n lodsb\n mov %rsi, %rdx\n cld\n pushfq\n pop %rbx\n"
-              " lodsb\n sbb %ecx, %ecx\n");
+GUEST_ASM(code_df,
+          "stc\n std\n pushfq\n pop %rax\n mov $0x20007, %esi\n lodsb\n mov %rsi, %rdx\n cld\n pushfq\n pop %rbx\n"
+          " lodsb\n sbb %ecx, %ecx\n");
 static void direction(void **state)
 {
     struct guest *g = *state;
@@ -246,10 +231,10 @@ static void direction(void **state)
     assert_int_equal(*guest_gpr(g, R_RCX), 0xffffffff);
 }
 
-BLOB(code_bases, "mov $0x1122334455667788, %rax\n wrfsbase %eax\n rdfsbase %rbx\n mov $0xffff800000020000, %rcx\n"
-                 "wrgsbase %rcx\n rdgsbase %rdx\n rdgsbase %esi\n mov $0x20000, %edi\n wrfsbase %rdi\n"
-                 "mov %fs:8, %r8\n mov $0x7fffffffffff, %r9\n wrfsbase %r9\n mov $0x800000000000, %r9\n"
-                 "wrgsbase %r9\n");
+GUEST_ASM(code_bases, "mov $0x1122334455667788, %rax\n wrfsbase %eax\n rdfsbase %rbx\n mov $0xffff800000020000, %rcx\n"
+                      "wrgsbase %rcx\n rdgsbase %rdx\n rdgsbase %esi\n mov $0x20000, %edi\n wrfsbase %rdi\n"
+                      "mov %fs:8, %r8\n mov $0x7fffffffffff, %r9\n wrfsbase %r9\n mov $0x800000000000, %r9\n"
+                      "wrgsbase %r9\n");
 static void bases(void **state)
 {
     struct guest *g = *state;
@@ -273,7 +258,7 @@ static void bases(void **state)
     assert_int_equal(guest_r(g, GUEST_GS_BASE), 0xffff800000020000);
 }
 
-BLOB(code_pop_rsp, "push $0x7000\n pop %rsp\n push %rax\n");
+GUEST_ASM(code_pop_rsp, "push $0x7000\n pop %rsp\n push %rax\n");
 static void pop_rsp(void **state)
 {
     struct guest *g = *state;
@@ -285,13 +270,13 @@ static void pop_rsp(void **state)
 
 /* ---- privilege ---- */
 /* User code at 1 calls the kernel at 2 a thousand times; both write memory of their own and count. */
-BLOB(code_syscall, "lea 2f(%rip), %rax\n mov %rax, %rdx\n shr $32, %rdx\n mov $0xc0000082, %ecx\n wrmsr\n"
-                   "mov $0x00100008, %edx\n xor %eax, %eax\n mov $0xc0000081, %ecx\n wrmsr\n"
-                   "mov $0x200, %eax\n xor %edx, %edx\n mov $0xc0000084, %ecx\n wrmsr\n"
-                   "mov $1000, %ebx\n lea 1f(%rip), %rcx\n mov $0x202, %r11d\n sysretq\n"
-                   "1: incq 0x20000\n stc\n syscall\n adc $0, %rbp\n dec %ebx\n jnz 1b\n"
-                   "ud2\n"
-                   "2: incq 0x21000\n clc\n swapgs\n swapgs\n sysretq\n");
+GUEST_ASM(code_syscall, "lea 2f(%rip), %rax\n mov %rax, %rdx\n shr $32, %rdx\n mov $0xc0000082, %ecx\n wrmsr\n"
+                        "mov $0x00100008, %edx\n xor %eax, %eax\n mov $0xc0000081, %ecx\n wrmsr\n"
+                        "mov $0x200, %eax\n xor %edx, %edx\n mov $0xc0000084, %ecx\n wrmsr\n"
+                        "mov $1000, %ebx\n lea 1f(%rip), %rcx\n mov $0x202, %r11d\n sysretq\n"
+                        "1: incq 0x20000\n stc\n syscall\n adc $0, %rbp\n dec %ebx\n jnz 1b\n"
+                        "ud2\n"
+                        "2: incq 0x21000\n clc\n swapgs\n swapgs\n sysretq\n");
 static void calls_and_returns(void **state)
 {
     struct guest *g = *state;
@@ -307,7 +292,7 @@ static void calls_and_returns(void **state)
     assert_int_equal(guest_r(g, GUEST_RFLAGS) & F_IF, F_IF);
 }
 
-#define TEST(f) cmocka_unit_test_setup_teardown(f, setup, teardown)
+#define TEST(f) cmocka_unit_test_setup_teardown(f, guest_setup, guest_teardown)
 int main(void)
 {
     const struct CMUnitTest tests[] = {

@@ -5,21 +5,6 @@
 #include <pthread.h>
 #include <unistd.h>
 
-static int setup(void **state)
-{
-    static struct guest g;
-
-    guest_create(&g, guest_engine());
-    *state = &g;
-    return 0;
-}
-
-static int teardown(void **state)
-{
-    guest_destroy(*state);
-    return 0;
-}
-
 static void exec(struct guest *g, uint32_t on, uint32_t on2)
 {
     guest_w(g, CPU_BASED_VM_EXEC_CONTROL,
@@ -352,7 +337,7 @@ static void the_preemption_timer_ends_a_loop(void **state)
 
 int main(void)
 {
-#define TEST(f) cmocka_unit_test_setup_teardown(f, setup, teardown)
+#define TEST(f) cmocka_unit_test_setup_teardown(f, guest_setup, guest_teardown)
     static const struct CMUnitTest tests[] = {
         TEST(each_instruction_exits_when_asked_to),
         TEST(faults_come_before_exits),
