@@ -771,19 +771,8 @@ int jit_enter(struct jit *j, const struct jit_block *jb)
 
 static int safepoint(struct jit *j)
 {
-    struct cpu *cpu = j->cpu;
-    int st;
-
     process_unverify(j);
-    if (likely(cpu->s.activity == ACTIVITY_ACTIVE)) {
-        if (atomic_load(&cpu->attention) & ATT_UNVERIFY)
-            code_ack(cpu);
-        return cpu_poll(cpu);
-    }
-    code_run_end(cpu);
-    st = cpu_poll(cpu);
-    code_run_begin(cpu);
-    return st;
+    return code_safepoint(j->cpu);
 }
 
 /* Links hold 31 bits of them. */

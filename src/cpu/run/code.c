@@ -251,7 +251,7 @@ static void code_sweep(struct code_pages *c)
     code_unlock(c);
 }
 
-void code_ack(struct cpu *cpu)
+static void code_ack(struct cpu *cpu)
 {
     struct code_unit *u = cpu->code;
 
@@ -271,6 +271,21 @@ void code_run_begin(struct cpu *cpu)
 void code_run_end(struct cpu *cpu)
 {
     atomic_store(&cpu->code->running, false);
+}
+
+int code_safepoint(struct cpu *cpu)
+{
+    int st;
+
+    if (likely(cpu->s.activity == ACTIVITY_ACTIVE)) {
+        if (atomic_load(&cpu->attention) & ATT_UNVERIFY)
+            code_ack(cpu);
+        return cpu_poll(cpu);
+    }
+    code_run_end(cpu);
+    st = cpu_poll(cpu);
+    code_run_begin(cpu);
+    return st;
 }
 
 /* ---- verifying ---- */

@@ -129,8 +129,9 @@ int interp_blocks(struct cpu *, struct block *b, uint64_t max); /* at most so ma
 int interp_one(struct cpu *);
 int interp_one_step(struct cpu *);
 /* The cpu holds no block now. */
-void code_ack(struct cpu *);
 void code_run_begin(struct cpu *);
 void code_run_end(struct cpu *);
+/* ... and it polls. Asleep it does not hold up the freeing of blocks. */
+int code_safepoint(struct cpu *);
 
 #endif

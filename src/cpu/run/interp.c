@@ -72,22 +72,6 @@ static uint32_t attention(const struct cpu *cpu)
     return atomic_load_explicit(&cpu->attention, memory_order_relaxed) | (cpu_trace_mask & CPU_TRACE_INSN);
 }
 
-/* Safepoint: the cpu holds no block. Asleep it does not hold up the freeing of blocks. */
-static int safepoint(struct cpu *cpu)
-{
-    int st;
-
-    if (likely(cpu->s.activity == ACTIVITY_ACTIVE)) {
-        if (atomic_load(&cpu->attention) & ATT_UNVERIFY)
-            code_ack(cpu);
-        return cpu_poll(cpu);
-    }
-    code_run_end(cpu);
-    st = cpu_poll(cpu);
-    code_run_begin(cpu);
-    return st;
-}
-
 /* Blocks from b on, while nobody wants attention and the successor is at hand. */
 int interp_blocks(struct cpu *cpu, struct block *b, uint64_t max)
 {
@@ -125,7 +109,7 @@ static int run_some(struct cpu *cpu)
     int st;
 
     if (unlikely(attention(cpu))) {
-        st = safepoint(cpu);
+        st = code_safepoint(cpu);
         if (st != CPU_OK)
             return st;
         if (atomic_load(&cpu->attention) & ATT_STEP)

@@ -230,24 +230,30 @@ static int system_segment(struct cpu *cpu, uint16_t sel, const uint64_t d[2], st
     return CPU_OK;
 }
 
+/* LLDT and LTR: the selector, and the descriptor that it names (of a null one: none). */
+static int load_system_desc(struct cpu *cpu, const struct insn *in, uint16_t *sel, uint64_t d[2])
+{
+    int st;
+
+    if ((st = sys_cpl0(cpu)) || (st = vmx_intercept(cpu, in, EXIT_REASON_LDTR_TR, 0)) ||
+        (st = read_word(cpu, in, 0, sel)) || sel_null(*sel))
+        return st;
+    return *sel & 4 ? seg_error(cpu, VEC_GP, *sel) : seg_read_desc(cpu, *sel, d, VEC_GP);
+}
+
 int in_lldt(struct cpu *cpu, const struct insn *in)
 {
     struct segment seg;
     uint64_t d[2];
     uint16_t sel;
-    int st;
+    int st = load_system_desc(cpu, in, &sel, d);
 
-    if ((st = sys_cpl0(cpu)) || (st = vmx_intercept(cpu, in, EXIT_REASON_LDTR_TR, 0)) ||
-        (st = read_word(cpu, in, 0, &sel)))
+    if (st)
         return st;
     if (sel_null(sel)) {
         seg_make_null(&cpu->s.ldtr, sel);
         return CPU_RESCAN;
     }
-    if (sel & 4)
-        return seg_error(cpu, VEC_GP, sel);
-    if ((st = seg_read_desc(cpu, sel, d, VEC_GP)))
-        return st;
     if (desc_s(d[0]) || desc_type(d[0]) != SYS_LDT)
         return seg_error(cpu, VEC_GP, sel);
     if ((st = system_segment(cpu, sel, d, &seg)))
@@ -261,17 +267,12 @@ int in_ltr(struct cpu *cpu, const struct insn *in)
     struct segment seg;
     uint64_t d[2];
     uint16_t sel;
-    int st;
+    int st = load_system_desc(cpu, in, &sel, d);
 
-    if ((st = sys_cpl0(cpu)) || (st = vmx_intercept(cpu, in, EXIT_REASON_LDTR_TR, 0)) ||
-        (st = read_word(cpu, in, 0, &sel)))
+    if (st)
         return st;
     if (sel_null(sel))
         return sys_gp0(cpu);
-    if (sel & 4)
-        return seg_error(cpu, VEC_GP, sel);
-    if ((st = seg_read_desc(cpu, sel, d, VEC_GP)))
-        return st;
     if (desc_s(d[0]) || (desc_type(d[0]) != SYS_TSS32 && (long_mode(cpu) || desc_type(d[0]) != SYS_TSS16)))
         return seg_error(cpu, VEC_GP, sel);
     if ((st = system_segment(cpu, sel, d, &seg)) || (st = seg_set_type(cpu, sel, 0, 2)))
