@@ -17,8 +17,8 @@
  * it, stamps of both must be right, and its second page is translated at each look-up, for it may lie elsewhere.
  *
  * Memory: dead blocks are freed when each cpu that is in the run loop has emptied its look-up cache and holds none
- * (code_safepoint()). Where a translator counts, blocks that were interpreted a few times and not lately go first: what runs
- * once, at boot, is a large part. Everything is evicted when the limit is reached. */
+ * (code_safepoint()). Where a translator counts, blocks that were interpreted a few times and not lately go first: what
+ * runs once, at boot, is a large part. Everything is evicted when the limit is reached. */
 #ifndef CPU_CODE_H
 #define CPU_CODE_H
 
