@@ -293,6 +293,7 @@ void cpu_reset(struct cpu *cpu, bool init)
     cpu->pending.valid = cpu->delivering.valid = false;
     cpu->data_hits = 0;
     vmx_nested_reset(cpu);
+    vmx_forget_state(cpu);
     tlb_flush(cpu, TLB_ALL, 0, 0, 0);
     cpu_mode_changed(cpu);
 }

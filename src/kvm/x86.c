@@ -355,7 +355,7 @@ int vcpu_enter_guest(struct kvm_vcpu *vcpu)
     r = kvm_x86_ops->vcpu_run(vcpu);
     kvm_stat_time(vcpu, STAT_guest_cycles);
     vcpu->stat[STAT_exits]++;
-    atomic_store(&vcpu->mode, OUTSIDE_GUEST_MODE);
+    atomic_store_explicit(&vcpu->mode, OUTSIDE_GUEST_MODE, memory_order_release); /* seen late: a kick too many */
     if (unlikely(r < 0))
         return r;
     if (lapic_in_kernel(vcpu))

@@ -450,9 +450,136 @@ static void without_ept_pdptes_come_from_memory(void **state)
     expect_failure(g, &gone, guest_enter(g));
 }
 
+/* ---- an entry loads what is in the VMCS, whatever the exit before has left in the processor ---- */
+
+static struct cpu_state entered, whole; /* as the guest found it; as a load of everything makes it */
+static void (*in_guest)(struct cpu *);
+
+static int script_look(struct cpu *cpu)
+{
+    entered = cpu->s;
+    vmx_load_guest_state(cpu);
+    whole = cpu->s;
+    if (in_guest)
+        in_guest(cpu);
+    return script_hlt(cpu);
+}
+
+static void guest_changes_unsaved(struct cpu *cpu)
+{
+    cpu->s.efer &= ~EFER_SCE;
+    cpu->s.pat = 0x0606060606060606;
+    cpu->s.dr7 |= 0x400 | 1;
+    cpu->s.debugctl = 1;
+}
+
+static void guest_changes_segments(struct cpu *cpu)
+{
+    cpu->s.seg[SEG_FS].base = 0x1234000;
+    cpu->s.gdtr.limit = 0x17;
+    cpu->s.rflags_sys |= F_AC | F_DF;
+    cpu->s.cr3 = 0x8000;
+    cpu->s.sysenter_cs = 0x10;
+    cpu_mode_changed(cpu);
+}
+
+static void expect_loaded(struct guest *g, const char *what)
+{
+    char why[200] = "";
+
+    in_guest = NULL;
+    assert_int_equal(guest_enter(g), VMX_OK);
+    assert_int_equal(guest_r(g, VM_EXIT_REASON), EXIT_REASON_HLT);
+    if (!cpu_state_equal(&entered, &whole, 0, why, sizeof(why)))
+        fail_msg("after %s: %s", what, why);
+    if (entered.mode != whole.mode || entered.cpl != whole.cpl || entered.insn_key != whole.insn_key ||
+        entered.seg_flat != whole.seg_flat || entered.tsc_offset != whole.tsc_offset ||
+        entered.acc_mode != whole.acc_mode || entered.ip_mask != whole.ip_mask)
+        fail_msg("after %s: a derived field", what);
+}
+
+static void each_guest_field_reaches_the_guest(void **state)
+{
+    static const struct {
+        uint32_t field;
+        uint64_t value;
+    } change[] = {
+        {GUEST_CR3, 0x7000},
+        {GUEST_CR4, CR4_PAE | CR4_VMXE | CR4_SMAP},
+        {GUEST_DR7, 0x402},
+        {GUEST_IA32_DEBUGCTL, 1},
+        {GUEST_IA32_PAT, 0x0606},
+        {GUEST_IA32_EFER, EFER_LME | EFER_LMA},
+        {GUEST_SYSENTER_CS, 8},
+        {GUEST_SYSENTER_ESP, 0x111},
+        {GUEST_SYSENTER_EIP, 0x222},
+        {GUEST_ES_SELECTOR, 0x18},
+        {GUEST_FS_BASE, 0x7f0000000},
+        {GUEST_GS_BASE, 0x7e0000000},
+        {GUEST_DS_LIMIT, 0xffff0fff},
+        {GUEST_CS_AR_BYTES, 0xc09b},
+        {GUEST_LDTR_SELECTOR, 0x38},
+        {GUEST_TR_BASE, 0x6100},
+        {GUEST_GDTR_BASE, 0x4100},
+        {GUEST_GDTR_LIMIT, 55},
+        {GUEST_IDTR_BASE, 0x5100},
+        {GUEST_IDTR_LIMIT, 0x7ff},
+        {GUEST_RSP, 0x8888},
+        {GUEST_RIP, GUEST_CODE + 0x40},
+        {GUEST_RFLAGS, 0x202},
+        {GUEST_RFLAGS, 0x40002 | 0x41},
+        {GUEST_INTERRUPTIBILITY_INFO, 8},
+        {TSC_OFFSET, 12345},
+    };
+    struct guest *g = *state;
+
+    script = script_look;
+    guest_w(g, CPU_BASED_VM_EXEC_CONTROL, guest_r(g, CPU_BASED_VM_EXEC_CONTROL) | CPU_USE_TSC_OFFSETTING);
+    for (size_t i = 0; i < ARRAY_SIZE(change); i++) {
+        char name[32];
+
+        guest_vmcs_state(g);
+        assert_int_equal(guest_run(g), EXIT_REASON_HLT);
+        expect_loaded(g, "nothing");
+        guest_w(g, change[i].field, change[i].value);
+        snprintf(name, sizeof(name), "row %zu", i);
+        expect_loaded(g, name);
+    }
+}
+
+static void what_no_vmwrite_changed_is_loaded_too(void **state)
+{
+    struct guest *g = *state;
+
+    script = script_look;
+    for (unsigned saved = 0; saved < 2; saved++) {
+        guest_w(g, VM_EXIT_CONTROLS,
+                saved ? guest_r(g, VM_EXIT_CONTROLS) | EXIT_SAVE_DEBUG_CONTROLS | EXIT_SAVE_PAT | EXIT_SAVE_EFER
+                      : guest_r(g, VM_EXIT_CONTROLS) & ~(EXIT_SAVE_DEBUG_CONTROLS | EXIT_SAVE_PAT | EXIT_SAVE_EFER));
+        guest_vmcs_state(g);
+        assert_int_equal(guest_run(g), EXIT_REASON_HLT);
+        in_guest = guest_changes_unsaved;
+        assert_int_equal(guest_enter(g), VMX_OK);
+        expect_loaded(g, "what the guest wrote and the exit may not save");
+    }
+    guest_vmcs_state(g);
+    assert_int_equal(guest_run(g), EXIT_REASON_HLT);
+    in_guest = guest_changes_segments;
+    assert_int_equal(guest_enter(g), VMX_OK);
+    expect_loaded(g, "segments that the guest changed");
+    assert_int_equal(guest_enter(g), VMX_OK);
+    g->cpu->s.xcr0 = 7;
+    expect_loaded(g, "XCR0 by the hypervisor");
+    assert_int_equal(guest_enter(g), VMX_OK);
+    cpu_reset(g->cpu, true);
+    expect_loaded(g, "INIT");
+}
+
 int main(void)
 {
     static const struct CMUnitTest tests[] = {
+        SCRIPT_TEST(each_guest_field_reaches_the_guest),
+        SCRIPT_TEST(what_no_vmwrite_changed_is_loaded_too),
         SCRIPT_TEST(vmx_instructions_fail_as_the_manual_says),
         SCRIPT_TEST(fields_hold_their_width),
         SCRIPT_TEST(other_encodings_are_refused),

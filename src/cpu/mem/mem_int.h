@@ -28,7 +28,7 @@ struct mem_shared {
 struct space_key {
     uint64_t eptp, eptp12, ctl; /* eptp12: of level 1, whose guest's space it is */
     uint32_t vpid;              /* with TLB_TAG_NESTED for such a guest's */
-    uint16_t pcid;
+    uint32_t pcid;              /* as wide: one comparison reads both as they were stored */
 };
 struct space {
     struct space_key key;

@@ -255,7 +255,8 @@ static void code_ack(struct cpu *cpu)
 {
     struct code_unit *u = cpu->code;
 
-    atomic_fetch_and(&cpu->attention, ~ATT_UNVERIFY);
+    if (atomic_load(&cpu->attention) & ATT_UNVERIFY)
+        atomic_fetch_and(&cpu->attention, ~ATT_UNVERIFY);
     if (u->seen == cpu->domain->code->reclaim)
         return;
     u->seen = cpu->domain->code->reclaim; /* read before the cache is emptied: what dies later waits for the next */
@@ -270,7 +271,7 @@ void code_run_begin(struct cpu *cpu)
 
 void code_run_end(struct cpu *cpu)
 {
-    atomic_store(&cpu->code->running, false);
+    atomic_store_explicit(&cpu->code->running, false, memory_order_release);
 }
 
 int code_safepoint(struct cpu *cpu)

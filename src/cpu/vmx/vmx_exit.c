@@ -65,12 +65,17 @@ static void save_segments(const struct cpu_state *s, struct vmcs *v)
     v->GUEST_IDTR_LIMIT = s->idtr.limit;
 }
 
+static uint64_t dr7_of(const struct vmcs *v)
+{
+    return (v->GUEST_DR7 & ~0xd000ull) | DR7_FIXED; /* bits 12, 14, 15 are always 0 */
+}
+
 static void load_msrs(struct cpu_state *s, const struct vmcs *v)
 {
     const uint32_t entry = v->VM_ENTRY_CONTROLS;
 
     if (entry & ENTRY_LOAD_DEBUG_CONTROLS) {
-        s->dr7 = (v->GUEST_DR7 & ~0xd000ull) | DR7_FIXED; /* bits 12, 14, 15 are always 0 */
+        s->dr7 = dr7_of(v);
         s->debugctl = v->GUEST_IA32_DEBUGCTL;
     }
     if (entry & ENTRY_LOAD_PAT)
@@ -165,28 +170,67 @@ void vmx_save_guest_state(struct cpu *cpu)
     vmx_save_state(cpu, 0);
 }
 
-void vmx_load_state(struct cpu *cpu, unsigned level)
+/* What every exit moves */
+static void load_position(struct cpu_state *s, const struct vmcs *v)
 {
-    struct cpu_state *s = &cpu->s;
-    const struct vmcs *v = cpu->vmx->level[level].cur;
-
-    vmx_take_controls(cpu, level);
-    s->cr0 = v->GUEST_CR0 | CR0_ET;
-    s->cr3 = v->GUEST_CR3;
-    s->cr4 = v->GUEST_CR4;
-    load_segments(s, v);
-    load_msrs(s, v);
     s->gpr[R_RSP] = v->GUEST_RSP;
     s->rip = v->GUEST_RIP;
     cpu_put_rflags(s, v->GUEST_RFLAGS);
     s->interruptibility = v->GUEST_INTERRUPTIBILITY_INFO;
     s->activity = v->GUEST_ACTIVITY_STATE;
     s->pending_dbg = v->GUEST_PENDING_DBG_EXCEPTIONS;
+}
+
+void vmx_load_state(struct cpu *cpu, unsigned level)
+{
+    struct cpu_state *s = &cpu->s;
+    const struct vmcs *v = cpu->vmx->level[level].cur;
+
+    vmx_forget_state(cpu);
+    vmx_take_controls(cpu, level);
+    s->cr0 = v->GUEST_CR0 | CR0_ET;
+    s->cr3 = v->GUEST_CR3;
+    s->cr4 = v->GUEST_CR4;
+    load_segments(s, v);
+    load_msrs(s, v);
+    load_position(s, v);
     s->pdpte[0] = v->GUEST_PDPTR0; /* looked at with PAE paging only */
     s->pdpte[1] = v->GUEST_PDPTR1;
     s->pdpte[2] = v->GUEST_PDPTR2;
     s->pdpte[3] = v->GUEST_PDPTR3;
     cpu_mode_changed(cpu);
+}
+
+#define STALE_MODE (STALE_CONTROLS | STALE_CR | STALE_SEG | STALE_TABLES | STALE_PDPTE) /* loaded as a whole */
+
+void vmx_refresh_state(struct cpu *cpu, uint32_t stale)
+{
+    struct cpu_state *s = &cpu->s;
+    const struct vmx_level *l = &cpu->vmx->level[0];
+    const uint64_t deriving = F_VM | F_AC;
+
+    if (l->mirror != s->xcr0 || stale & STALE_MODE || (s->rflags_sys ^ l->cur->GUEST_RFLAGS) & deriving)
+        vmx_load_state(cpu, 0);
+    else
+        load_position(s, l->cur);
+}
+
+/* What an exit need not save is what an entry would load; PDPTEs and level 1's state have writers of their own. */
+static void mirror_state(struct cpu *cpu)
+{
+    const struct cpu_state *s = &cpu->s;
+    struct vmx_level *l = &cpu->vmx->level[0];
+    const struct vmcs *v = l->cur;
+    const bool same = (v->VM_EXIT_CONTROLS & EXIT_SAVE_DEBUG_CONTROLS ||
+                       (s->dr7 == dr7_of(v) && s->debugctl == v->GUEST_IA32_DEBUGCTL)) &&
+                      s->pat == v->GUEST_IA32_PAT && s->efer == v->GUEST_IA32_EFER;
+
+    l->mirror = same && !cpu->vmx->nested && s->paging != PAGING_PAE ? s->xcr0 : 0;
+}
+
+void vmx_forget_state(struct cpu *cpu)
+{
+    cpu->vmx->level[0].mirror = 0;
 }
 
 /* Level 0 did not see the transitions of level 1: what it otherwise writes itself (EFER, PAT) is saved for it. Its
@@ -340,6 +384,8 @@ void vmx_exit_commit(struct cpu *cpu, unsigned level, bool failed_entry)
     if (!failed_entry) {
         v->VM_ENTRY_INTR_INFO_FIELD &= ~(uint64_t)INTR_INFO_VALID;
         vmx_save_state(cpu, level);
+        if (!level)
+            mirror_state(cpu);
         save_rf(cpu, v);
         if (v->VM_EXIT_CONTROLS & EXIT_SAVE_PREEMPTION_TIMER)
             save_timer(&cpu->vmx->level[level], v);

@@ -60,5 +60,6 @@ void vmx_cpu_destroy(struct cpu *);
 /* Guest-state area <-> cpu_state, for cpu_emulate(): without entry checks. */
 void vmx_load_guest_state(struct cpu *);
 void vmx_save_guest_state(struct cpu *);
+void vmx_forget_state(struct cpu *); /* cpu_state was changed by other means than the guest */
 
 #endif

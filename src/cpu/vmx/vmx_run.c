@@ -120,6 +120,7 @@ static void entry_flush(struct cpu *cpu)
 static enum vmx_result enter(struct cpu *cpu)
 {
     struct vmx_level *l = &cpu->vmx->level[0];
+    const uint32_t stale = l->stale; /* the check clears it */
     uint64_t qualification;
 
     if (unlikely(!cpu->engine))
@@ -127,7 +128,7 @@ static enum vmx_result enter(struct cpu *cpu)
     cpu->vmx->failed_check = NULL;
     if (vmx_check_guest(cpu, 0, &qualification))
         return failed_entry(cpu, EXIT_REASON_INVALID_STATE, qualification);
-    vmx_load_guest_state(cpu);
+    vmx_refresh_state(cpu, stale);
     if (l->cur->VM_ENTRY_MSR_LOAD_COUNT &&
         vmx_msr_load(cpu, 0, l->cur->VM_ENTRY_MSR_LOAD_ADDR, l->cur->VM_ENTRY_MSR_LOAD_COUNT, &qualification))
         return failed_entry(cpu, EXIT_REASON_MSR_LOAD_FAIL, qualification);
@@ -149,7 +150,8 @@ static enum vmx_result enter(struct cpu *cpu)
     cpu->in_guest_mode = false;
     host_leave(cpu);
 
-    atomic_fetch_and_explicit(&cpu->attention, ~ATT_OF_ENTRY, memory_order_relaxed);
+    if (atomic_load_explicit(&cpu->attention, memory_order_relaxed) & ATT_OF_ENTRY)
+        atomic_fetch_and_explicit(&cpu->attention, ~ATT_OF_ENTRY, memory_order_relaxed);
     vmx_exit_commit(cpu, 0, false);
     if (l->cur->VM_EXIT_MSR_STORE_COUNT && vmx_exit_msr_store(cpu, 0)) {
         l->cur->abort = 1; /* SDM 3C, "VMX Aborts": saving guest MSRs failed */

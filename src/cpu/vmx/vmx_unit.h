@@ -49,6 +49,9 @@ struct vmx_level {
     uint64_t vmxon, cur_pa;
     struct vmcs *cur; /* current VMCS, NULL: none. Level 0: the region itself; level 1: a copy (vmcs12.c) */
     uint32_t stale;   /* enum vmcs_stale, of the current VMCS */
+    /* Level 0, after a VM exit: XCR0 as it was while cpu_state mirrors the guest-state area but for what VMWRITE made
+     * stale since; 0: it does not */
+    uint64_t mirror;
     /* copies of the current VMCS's controls, taken by VM entry */
     uint32_t pin, exec, exec2, exception_bitmap;
     bool window;                  /* an interrupt or NMI window was asked for */
@@ -96,6 +99,7 @@ void vmx_timer_start(struct cpu *, unsigned level);
 void vmx_exit_commit(struct cpu *, unsigned level, bool failed_entry);
 int vmx_exit_msr_store(struct cpu *, unsigned level); /* -1: VMX abort */
 void vmx_load_state(struct cpu *, unsigned level);    /* controls and guest-state area -> cpu_state */
+void vmx_refresh_state(struct cpu *, uint32_t stale); /* the same at level 0, where a VM exit has saved most of it */
 void vmx_save_state(struct cpu *, unsigned level);
 void vmx_take_controls(struct cpu *, unsigned level);
 bool vmx_exception_exits(const struct cpu *, unsigned level, const struct event *);
