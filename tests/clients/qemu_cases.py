@@ -24,7 +24,7 @@ def gdb_stub():
             c.sh("echo 1 >/proc/sys/kernel/printk")
             at = symbol(c, "__x64_sys_newuname")
             q.monitor.hmp(f"gdbserver unix:{q.gdb},server=on,wait=off")
-            c.sh("while echo $((n=n+1)) >/tmp/n; do uname -r >/tmp/release; sleep 0.1; done &")
+            c.sh("while echo $((n=n+1)) >/tmp/new; mv /tmp/new /tmp/n; do uname -r >/tmp/release; sleep 0.1; done &")
             out = gdb(q, f"{kind} *{at:#x}", "continue", "continue", "printf \"at=%lx\\n\", $rip", "x/4i $rip", "stepi",
                       "printf \"one=%lx\\n\", $rip", "stepi 20", "printf \"many=%lx\\n\", $rip", "delete",
                       "set $sp0 = $rsp - 8", "watch *(long *)$sp0", "continue",
