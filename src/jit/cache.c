@@ -10,6 +10,11 @@
 _Static_assert(JIT_CHUNK >= JIT_BLOCK_MAX && JIT_CACHE % JIT_CHUNK == 0, "cache_populate: once a block is enough");
 #define SLOT_BYTES (JIT_SLOTS * sizeof(struct jit_slot))
 
+static int cache_map(uint8_t *at, int prot, int fd)
+{
+    return mmap(at, JIT_CACHE, prot, MAP_SHARED | MAP_NORESERVE | MAP_FIXED, fd, 0) == MAP_FAILED ? -1 : 0;
+}
+
 int cache_init(struct jit *j)
 {
     const int fd = memfd_create("anykvm-jit", MFD_CLOEXEC);
@@ -27,12 +32,13 @@ int cache_init(struct jit *j)
         close(fd);
         return -1;
     }
-    j->rw = mmap(NULL, JIT_CACHE, PROT_READ | PROT_WRITE, MAP_SHARED | MAP_NORESERVE, fd, 0);
-    j->rx =
-        mmap(NULL, JIT_CACHE + SLOT_BYTES, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
-    if (j->rw == MAP_FAILED || j->rx == MAP_FAILED ||
-        mmap(j->rx, JIT_CACHE, PROT_READ | PROT_EXEC, MAP_SHARED | MAP_NORESERVE | MAP_FIXED, fd, 0) == MAP_FAILED)
+    j->rw = pool_reserve(JIT_CACHE);
+    j->rx = pool_reserve(JIT_CACHE + SLOT_BYTES);
+    if (!j->rw || !j->rx || cache_map(j->rw, PROT_READ | PROT_WRITE, fd) ||
+        cache_map(j->rx, PROT_READ | PROT_EXEC, fd)) {
+        close(fd);
         return -1;
+    }
     close(fd);
     j->slots = (struct jit_slot *)(j->rx + JIT_CACHE);
     madvise(j->rw, JIT_CACHE, MADV_DONTDUMP);
@@ -49,6 +55,18 @@ int cache_init(struct jit *j)
     return 0;
 }
 
+/* A file has no huge pages unless one asks for each: code that is spread over a hundred MB spends a tenth of its time
+ * waiting for small ones' translations. Linux before 6.1 has no such call, then pages are made in runs. */
+#ifndef MADV_COLLAPSE
+#define MADV_COLLAPSE 25
+#endif
+
+static bool populate_huge(struct jit *j, uint32_t at)
+{
+    return at % POOL_HUGE == 0 && !madvise(j->rw + at, POOL_HUGE, MADV_COLLAPSE) &&
+           !madvise(j->rx + at, POOL_HUGE, MADV_COLLAPSE);
+}
+
 /* Pages of a file are made one by one, at a fault for each of the two mappings: in runs they cost a fraction. */
 static void populate(struct jit *j, uint32_t at)
 {
@@ -60,6 +78,10 @@ void cache_populate(struct jit *j)
 {
     if (likely(j->used + JIT_BLOCK_MAX <= j->populated) || j->populated == JIT_CACHE)
         return;
+    if (populate_huge(j, j->populated)) {
+        j->populated += POOL_HUGE;
+        return;
+    }
     populate(j, j->populated);
     j->populated += JIT_CHUNK;
 }
@@ -74,6 +96,10 @@ void cache_cold(struct jit *j, uint32_t size)
     j->cold_end = j->cold + JIT_CHUNK;
     if (j->cold >= j->cold_populated)
         return;
+    if (populate_huge(j, j->cold_populated - POOL_HUGE)) {
+        j->cold_populated -= POOL_HUGE;
+        return;
+    }
     populate(j, j->cold);
     j->cold_populated = j->cold;
 }
@@ -101,8 +127,8 @@ void cache_destroy(struct jit *j)
     pool_unmap(j->recipe, JIT_DESCS * sizeof(*j->recipe));
     pool_unmap(j->jc, JC_BYTES);
     pair_destroy(j);
-    munmap(j->rw, JIT_CACHE);
-    munmap(j->rx, JIT_CACHE + SLOT_BYTES);
+    pool_unmap(j->rw, JIT_CACHE);
+    pool_unmap(j->rx, JIT_CACHE + SLOT_BYTES);
     if (j->map_fd >= 0)
         close(j->map_fd);
 }

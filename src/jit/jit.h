@@ -48,10 +48,13 @@ enum desc_kind {
 
 struct jit_desc {
     struct jit_block *jb;
-    uint32_t resume; /* offset in the cache */
-    uint32_t patch;  /* offset of a jump's displacement (CROSS, ENTER: of the guard's number), 0: none; INSN: of where
-                        its block's careful form goes on behind it */
-    int32_t disp;    /* guest rip minus page address: of the instruction (INSN), of the target (EXIT, POLL) */
+    union {
+        uint32_t resume; /* offset in the cache */
+        uint32_t before; /* CROSS, ENTER: the one before of the list, 0: it is the first */
+    };
+    uint32_t patch; /* offset of a jump's displacement (CROSS, ENTER: of the guard's number), 0: none; INSN: of where
+                       its block's careful form goes on behind it */
+    int32_t disp;   /* guest rip minus page address: of the instruction (INSN), of the target (EXIT, POLL) */
     uint16_t index;
     uint8_t kind, size;
     uint32_t nheld : 8, recipe : 24; /* INSN, POLL: how the flags are made again; 0: EFLAGS is right */

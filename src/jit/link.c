@@ -10,13 +10,14 @@ static uint32_t *bucket_of(struct jit *j, gva_t page)
 }
 _Static_assert(JIT_LINKS == 1 << 14, "bucket_of");
 
-static void unlist(struct jit *j, uint32_t n)
+static void unlist(struct jit *j, const struct jit_desc *d)
 {
-    uint32_t *at = &j->link_to[j->desc[n].list - 1];
-
-    while (*at != n)
-        at = &j->desc[*at].held;
-    *at = j->desc[n].held;
+    if (d->before)
+        j->desc[d->before].held = d->held;
+    else
+        j->link_to[d->list - 1] = d->held;
+    if (d->held)
+        j->desc[d->held].before = d->before;
 }
 
 /* The guard of descriptor n lets in who goes to this page from now on. */
@@ -29,9 +30,12 @@ void link_list(struct jit *j, uint32_t n, gva_t page)
     if (d->list == list)
         return;
     if (d->list)
-        unlist(j, n);
+        unlist(j, d);
     d->list = list;
     d->held = *bucket;
+    d->before = 0;
+    if (*bucket)
+        j->desc[*bucket].before = n;
     *bucket = n;
 }
 

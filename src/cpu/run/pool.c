@@ -3,10 +3,10 @@
 #include "run/pool.h"
 #include <sys/mman.h>
 
-#define HUGE  (2ull << 20)
+#define HUGE  POOL_HUGE
 #define READY (128ull << 10) /* populated at once where there are no huge pages */
 
-void *pool_map(size_t size)
+void *pool_reserve(size_t size)
 {
     uint8_t *p, *aligned;
 
@@ -19,6 +19,16 @@ void *pool_map(size_t size)
         munmap(p, (size_t)(aligned - p));
     if (aligned < p + HUGE)
         munmap(aligned + size, (size_t)(p + HUGE - aligned));
+    return aligned;
+}
+
+void *pool_map(size_t size)
+{
+    uint8_t *aligned = pool_reserve(size);
+
+    if (!aligned)
+        return NULL;
+    size = (size + HUGE - 1) & ~(HUGE - 1);
     madvise(aligned, size, MADV_HUGEPAGE);
     madvise(aligned, size, MADV_DONTFORK);
     madvise(aligned, size, MADV_DONTDUMP);

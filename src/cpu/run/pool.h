@@ -9,6 +9,7 @@
 
 #define POOL_MAX   8192u /* largest object; sizes are rounded up to multiples of 64, and aligned so */
 #define POOL_CHUNK (2ull << 20)
+#define POOL_HUGE  (2ull << 20)
 
 struct pool_chunk {
     struct pool_chunk *next;
@@ -29,5 +30,7 @@ void pool_destroy(struct pool *);
  * child, not in a core dump. NULL: no memory. */
 void *pool_map(size_t size);
 void pool_unmap(void *, size_t size);
+/* The same without huge pages, for a mapping that is put over it: aligned to them. */
+void *pool_reserve(size_t size);
 
 #endif
