@@ -15,11 +15,21 @@ static int cache_map(uint8_t *at, int prot, int fd)
     return mmap(at, JIT_CACHE, prot, MAP_SHARED | MAP_NORESERVE | MAP_FIXED, fd, 0) == MAP_FAILED ? -1 : 0;
 }
 
+/* ANYKVM_JIT_CACHE=MiB: tests have it full soon. */
+static uint32_t cache_limit(void)
+{
+    const char *wish = getenv("ANYKVM_JIT_CACHE");
+    const unsigned long mib = wish ? strtoul(wish, NULL, 0) : 0;
+
+    return mib >= JIT_CACHE_MIN && mib < JIT_CACHE >> 20 ? (uint32_t)mib << 20 : JIT_CACHE;
+}
+
 int cache_init(struct jit *j)
 {
     const int fd = memfd_create("anykvm-jit", MFD_CLOEXEC);
 
     j->map_fd = -1;
+    j->limit = cache_limit();
     j->tr = calloc(1, sizeof(*j->tr));
     j->desc = pool_map(JIT_DESCS * sizeof(*j->desc));
     j->held = pool_map(JIT_DESCS * sizeof(*j->held));
@@ -76,7 +86,7 @@ static void populate(struct jit *j, uint32_t at)
 
 void cache_populate(struct jit *j)
 {
-    if (likely(j->used + JIT_BLOCK_MAX <= j->populated) || j->populated == JIT_CACHE)
+    if (likely(j->used + JIT_BLOCK_MAX <= j->populated) || j->populated >= j->limit)
         return;
     if (populate_huge(j, j->populated)) {
         j->populated += POOL_HUGE;
@@ -106,7 +116,7 @@ void cache_cold(struct jit *j, uint32_t size)
 
 static void cold_reset(struct jit *j)
 {
-    j->cold = j->cold_end = j->cold_low = JIT_CACHE;
+    j->cold = j->cold_end = j->cold_low = j->limit;
 }
 
 static void forget_blocks(struct jit *j)
@@ -379,7 +389,7 @@ void cache_trampolines(struct jit *j)
     pair_trampolines(j, &e);
     j->base = (e.w - j->rw + 63) & ~63u;
     j->used = j->base;
-    j->cold_populated = JIT_CACHE;
+    j->cold_populated = j->limit;
     cold_reset(j);
     j->ndesc = 1;
     j->nrecipe = RECIPE_OF_SAVED + 1;

@@ -21,7 +21,8 @@
 #include "../cpu/mem/flat.h"
 #include "emit.h"
 
-#define JIT_CACHE     (160u << 20) /* bytes of code */
+#define JIT_CACHE     (160u << 20) /* bytes of code; $ANYKVM_JIT_CACHE: fewer MiB, at least */
+#define JIT_CACHE_MIN 2u
 #define JIT_BLOCK_MAX 131072u      /* bytes that one unit can need, without its stubs */
 #define JIT_CHUNK     (256u << 10) /* what is populated at once; a unit's stubs are less */
 #define JIT_DESCS     (1u << 22)
@@ -174,7 +175,7 @@ struct jit {
     struct cpu *cpu;
     struct tr *tr; /* the translator's workspace: too large for every thread of a client to have one */
     uint8_t *rw, *rx;
-    uint32_t used, base;         /* bytes; base: behind the trampolines */
+    uint32_t used, base, limit;  /* bytes; base: behind the trampolines */
     uint32_t cold, cold_end;     /* of the chunk that stubs go to: chunks are taken from the end of the cache ... */
     uint32_t cold_low;           /* ... down to here */
     uint32_t enter, leave, slow; /* trampolines' offsets */

@@ -8,6 +8,7 @@
 
 #define WARM_UP       40         /* cases after which the process has its usual size */
 #define GROWTH_MAX_KB (64 << 10) /* and what it may then still gain */
+#define KICK_MAX_MS   200        /* of the process's time, which other load does not lengthen */
 
 struct progress { /* shared by parent and child */
     volatile uint64_t seed, cases;
@@ -91,9 +92,19 @@ uint64_t fuzz_now_ns(void)
 /* ---- the alarm ---- */
 static struct kvm_run *alarm_run;
 volatile int fuzz_alarm_rang;
+static volatile uint64_t alarm_cpu_ns; /* when it rang */
+
+static uint64_t cpu_ns(void)
+{
+    struct timespec t;
+
+    clock_gettime(CLOCK_PROCESS_CPUTIME_ID, &t);
+    return (uint64_t)t.tv_sec * 1000000000u + (uint64_t)t.tv_nsec;
+}
 
 static void on_alarm(int sig)
 {
+    alarm_cpu_ns = cpu_ns();
     fuzz_alarm_rang = 1;
     if (alarm_run)
         *(volatile uint8_t *)&alarm_run->immediate_exit = 1;
@@ -110,6 +121,14 @@ void fuzz_alarm(struct kvm_run *run, unsigned us)
     run->immediate_exit = 0;
     sigaction(SIGALRM, &sa, NULL);
     setitimer(ITIMER_REAL, &t, NULL);
+}
+
+void fuzz_alarm_check(void)
+{
+    const uint64_t late = fuzz_alarm_rang ? (cpu_ns() - alarm_cpu_ns) / 1000000 : 0;
+
+    fuzz_check(late < KICK_MAX_MS * (FUZZ_SANITIZED ? 10 : 1), "KVM_RUN went on for %llu ms after a kick",
+               (unsigned long long)late);
 }
 
 void fuzz_alarm_off(void)

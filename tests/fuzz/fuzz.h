@@ -75,6 +75,7 @@ uint64_t fuzz_now_ns(void);
 
 /* ---- a limit for one KVM_RUN: the thread leaves it with EINTR. One at a time. ---- */
 void fuzz_alarm(struct kvm_run *, unsigned us);
+void fuzz_alarm_check(void); /* after KVM_RUN: had the alarm rung, it came back at once */
 void fuzz_alarm_off(void);
 extern volatile int fuzz_alarm_rang;
 

@@ -21,7 +21,8 @@ static void fill_canary(uint8_t *page)
 {
     for (unsigned i = 0; i < 512; i++)
         ((uint64_t *)page)[i] = MAGIC;
-    iso_put_return(page + EXEC_OFFSET, LOOP_GVA);
+    for (unsigned i = 0; i < 2; i++)
+        iso_put_return(page + EXEC_OFFSET + 0x40 * i, LOOP_GVA);
 }
 
 static void add_canary(const char *name, uint64_t where)

@@ -118,6 +118,7 @@ static void one(uint64_t seed)
         const int ret = anykvm_ioctl(g.vcpu, KVM_RUN, 0);
         const int e = errno;
 
+        fuzz_alarm_check();
         fuzz_check(fuzz_now_ns() - start < 5000000000ull, "KVM_RUN for %llu ms",
                    (unsigned long long)(fuzz_now_ns() - start) / 1000000);
         if (ret < 0) {

@@ -198,7 +198,8 @@ static void tables64(struct iso *g)
         idt[2 * v] = (uint64_t)(STUBS_GVA + v * 16) | 8ull << 16 | 0xee01ull << 32;
         idt[2 * v + 1] = 0;
     }
-    iso_put_return(g->ram + WINDOW_GPA + EXEC_OFFSET, ok_gva());
+    for (unsigned i = 0; i < 2; i++) /* both addresses that choose() tries */
+        iso_put_return(g->ram + WINDOW_GPA + EXEC_OFFSET + 0x40 * i, ok_gva());
     for (unsigned i = 0; i < EXEC_OFFSET; i += 8) /* call through it comes back too */
         *(uint64_t *)(g->ram + WINDOW_GPA + i) = ok_gva();
 }

@@ -1,7 +1,8 @@
 /* SPDX-License-Identifier: MIT
  * fuzz_stress.c: guests that are hard on what an engine keeps: code that rewrites itself in a tight loop (by each kind
- * of store, through an alias too), a new mapping for every access, code on every page of memory, one page of code at
- * thousands of addresses. Results are exact; the process stays within bounds. */
+ * of store, through an alias too), a new mapping for every access, the whole address space mapped, code on every page
+ * of memory and more of it than the caches hold, one page of code at thousands of addresses. Results are exact, kicks
+ * are answered at once, the process stays within bounds. */
 #include "fuzz.h"
 
 #define RAM     (64u << 20)
@@ -59,16 +60,32 @@ GUEST(aliases, "xor %eax, %eax; mov %rcx, %r10; mov $2, %r11d; 5: mov %r10, %rcx
                                 ALIAS) ", %rdx; mov %rdx, %rdi; call *%rdi; add %rdx, %rax; dec %rcx; jnz 3b\n"
                                        "addl $5, " STR(PROGRAM) " + 1; dec %r11; jnz 5b");
 
+/* Everything is mapped, to RAM again and again: RCX pages R9 bytes apart, all over both halves, are read and written.
+ */
+GUEST(span, "xor %eax, %eax\n3: mov %rcx, %rdx; imul %r9, %rdx; shl $16, %rdx; sar $16, %rdx; mov %ecx, %ebx;"
+            "and $4095, %ebx; shl $12, %ebx; lea " STR(PROGRAM) "(%rdx,%rbx), %rdx; mov (%rdx), %ebx;"
+                                                                "mov %ebx, (%rdx); add %rbx, %rax; dec %rcx; jnz 3b");
+
 #define G(id) s_##id, s_##id##_end
 static const struct {
     const char *name;
     const uint8_t *code, *end;
-    enum { SELF, MAP, CALLS, ALIASES } what;
+    enum { SELF, MAP, CALLS, DECODED, TRANSLATED, ALIASES, SPAN } what;
 } programs[] = {
-    {"self32", G(self32), SELF},       {"self_locked", G(self_locked), SELF},   {"self_bytes", G(self_bytes), SELF},
-    {"self_movs", G(self_movs), SELF}, {"self_rep", G(self_rep), SELF},         {"self_xmm", G(self_xmm), SELF},
-    {"self_push", G(self_push), SELF}, {"self_cmpxchg", G(self_cmpxchg), SELF}, {"map", G(map), MAP},
-    {"calls", G(calls), CALLS},        {"aliases", G(aliases), ALIASES},
+    {"self32", G(self32), SELF},
+    {"self_locked", G(self_locked), SELF},
+    {"self_bytes", G(self_bytes), SELF},
+    {"self_movs", G(self_movs), SELF},
+    {"self_rep", G(self_rep), SELF},
+    {"self_xmm", G(self_xmm), SELF},
+    {"self_push", G(self_push), SELF},
+    {"self_cmpxchg", G(self_cmpxchg), SELF},
+    {"map", G(map), MAP},
+    {"calls", G(calls), CALLS},
+    {"aliases", G(aliases), ALIASES},
+    {"decoded", G(calls), DECODED},
+    {"translated", G(calls), TRANSLATED},
+    {"span", G(span), SPAN},
 };
 #define PROGRAMS (sizeof(programs) / sizeof(programs[0]))
 
@@ -76,6 +93,8 @@ static int sys_fd, vm, vcpu;
 static struct kvm_run *run;
 static size_t run_size;
 static uint8_t *ram;
+
+#define GROWTH_MAX_KB (48 << 10) /* beside the guest's memory */
 
 static void must(long result, const char *what)
 {
@@ -106,6 +125,59 @@ static void destroy(void)
     anykvm_close(vm);
     anykvm_close(sys_fd);
     munmap(ram, RAM);
+}
+
+/* A counter of the vCPU's, by how the name that KVM_GET_STATS_FD gives it begins */
+static uint64_t counter(const char *name)
+{
+    const int fd = anykvm_ioctl(vcpu, KVM_GET_STATS_FD, 0);
+    struct kvm_stats_header h;
+    uint64_t value = ~0ull;
+
+    must(fd, "KVM_GET_STATS_FD");
+    fuzz_check(pread(fd, &h, sizeof(h), 0) == sizeof(h), "statistics");
+    for (uint32_t i = 0; i < h.num_desc; i++) {
+        struct {
+            struct kvm_stats_desc d;
+            char name[128];
+        } s = {0};
+        const size_t size = sizeof(s.d) + h.name_size;
+
+        fuzz_check(h.name_size < sizeof(s.name) &&
+                       pread(fd, &s, size, h.desc_offset + i * (off_t)size) == (ssize_t)size,
+                   "statistics");
+        if (!strncmp(s.name, name, strlen(name)))
+            fuzz_check(pread(fd, &value, 8, h.data_offset + s.d.offset) == 8, "statistics");
+    }
+    close(fd);
+    fuzz_check(value != ~0ull, "no counter %s", name);
+    return value;
+}
+
+/* Resident memory and page tables */
+static long held_kb(void)
+{
+    FILE *f = fopen("/proc/self/status", "r");
+    char line[128];
+    long kb, sum = 0;
+
+    while (f && fgets(line, sizeof(line), f))
+        if (sscanf(line, "VmRSS: %ld", &kb) == 1 || sscanf(line, "VmPTE: %ld", &kb) == 1)
+            sum += kb;
+    if (f)
+        fclose(f);
+    return sum;
+}
+
+static void map_everything(void)
+{
+    uint64_t *pml4 = (uint64_t *)(ram + TABLES), *pdpt = pml4 + 512, *pd = pml4 + 1024;
+
+    for (uint64_t i = 0; i < 512; i++) {
+        pml4[i] = (TABLES + 0x1000) | 3;
+        pdpt[i] = (TABLES + 0x2000) | 3;
+        pd[i] = (i << 21) % RAM | 0x83;
+    }
 }
 
 static void start(struct kvm_regs regs)
@@ -152,49 +224,106 @@ static uint64_t put_functions(struct rng *r, uint64_t n, uint64_t step)
     return sum;
 }
 
+/* What the guest is to find, and the sum that it comes to */
+static uint64_t prepare(struct rng *r, unsigned p, struct kvm_regs *regs)
+{
+    const uint64_t slow = FUZZ_SANITIZED ? 10 : 1;
+    uint64_t n, value, sum = 0;
+
+    switch (programs[p].what) {
+    case SELF:
+        n = (20000 + rnd_below(r, 1000)) / slow;
+        if (one_in(r, 2)) { /* through another linear address */
+            *(uint64_t *)(ram + PT) = CODE | 3;
+            regs->r9 = ALIAS;
+        }
+        sum = n * (n + 1) / 2;
+        break;
+    case MAP:
+        n = 8192 / slow;
+        sum = n * (n + 1) / 2;
+        break;
+    case CALLS:
+    case DECODED:
+    case TRANSLATED:
+        regs->r9 = 16 + rnd_below(r, 200);
+        n = 100000 / slow;
+        sum = 2 * put_functions(r, n, regs->r9);
+        break;
+    case ALIASES:
+        n = 5000 / slow;
+        value = put_functions(r, 1, 16);
+        sum = n * (value + (uint32_t)(value + 5));
+        break;
+    default:
+        n = 10000 / slow;
+        regs->r9 = (rnd_below(r, 1u << 21) * 2 + 1) * RAM;
+        put_functions(r, 4096, 4096);
+        for (uint64_t i = 1; i <= n; i++)
+            sum += *(uint32_t *)(ram + PROGRAM + (i % 4096 << 12));
+        break;
+    }
+    regs->rcx = n;
+    return sum;
+}
+
+/* To the port, through kicks */
+static void run_guest(struct rng *r, const char *name)
+{
+    const uint64_t begin = fuzz_now_ns();
+    unsigned us = one_in(r, 2) ? 500 + (unsigned)rnd_below(r, 5000) : 20 * 1000000;
+    int ret;
+
+    do {
+        fuzz_alarm(run, us);
+        us += us / 8; /* a busy host gives us little of it */
+        ret = anykvm_ioctl(vcpu, KVM_RUN, 0);
+        fuzz_alarm_check();
+        fuzz_check(fuzz_now_ns() - begin < 60 * 1000000000ull, "%s: does not end", name);
+    } while (ret < 0 && errno == EINTR);
+    fuzz_alarm_off();
+    must(ret, name);
+    fuzz_check(run->exit_reason == KVM_EXIT_IO, "%s: exit %u", name, run->exit_reason);
+}
+
+static void check_bounds(unsigned p, long before)
+{
+    const long grew = held_kb() - before;
+
+    if (programs[p].what == DECODED)
+        fuzz_check(counter("decoded code evicted") >= 2, "decoded code was not evicted");
+    if (programs[p].what == TRANSLATED && counter("blocks translated"))
+        fuzz_check(counter("translations dropped") >= 2, "the code cache was emptied %llu times",
+                   (unsigned long long)counter("translations dropped"));
+    fuzz_check(FUZZ_SANITIZED || grew < (long)(RAM >> 10) + GROWTH_MAX_KB, "%s: grew by %ld KB", programs[p].name,
+               grew);
+}
+
 static void one(uint64_t seed)
 {
     struct rng r = {seed * 0x2545f4914f6cdd1dull};
     const unsigned p = (unsigned)(seed % PROGRAMS);
     struct kvm_regs regs = {.r9 = CODE};
-    const uint64_t slow = FUZZ_SANITIZED ? 10 : 1;
-    uint64_t want = 0, n = 0;
+    const long before = held_kb();
+    uint64_t want;
 
+    if (programs[p].what == DECODED)
+        setenv("ANYKVM_CODE_CACHE", "4", 1);
+    if (programs[p].what == TRANSLATED)
+        setenv("ANYKVM_JIT_CACHE", "2", 1);
     create();
     memcpy(ram + CODE, programs[p].code, (size_t)(programs[p].end - programs[p].code));
-    switch (programs[p].what) {
-    case SELF:
-        n = (20000 + rnd_below(&r, 1000)) / slow;
-        want = n * (n + 1) / 2;
-        if (one_in(&r, 2)) { /* through another linear address */
-            *(uint64_t *)(ram + PT) = CODE | 3;
-            regs.r9 = ALIAS;
-        }
-        break;
-    case MAP:
-        n = 8192 / slow;
-        want = n * (n + 1) / 2;
-        break;
-    case CALLS:
-        regs.r9 = 16 + rnd_below(&r, 200);
-        n = 100000 / slow;
-        want = 2 * put_functions(&r, n, regs.r9);
-        break;
-    case ALIASES:
-        n = 5000 / slow;
-        want = put_functions(&r, 1, 16);
-        want = n * (want + (uint32_t)(want + 5));
-        break;
-    }
-    regs.rcx = n;
+    want = prepare(&r, p, &regs);
     start(regs);
-    fuzz_alarm(run, 60 * 1000000);
-    must(anykvm_ioctl(vcpu, KVM_RUN, 0), programs[p].name);
-    fuzz_alarm_off();
-    fuzz_check(run->exit_reason == KVM_EXIT_IO, "%s: exit %u", programs[p].name, run->exit_reason);
+    if (programs[p].what == SPAN)
+        map_everything();
+    run_guest(&r, programs[p].name);
+    unsetenv("ANYKVM_CODE_CACHE");
+    unsetenv("ANYKVM_JIT_CACHE");
     must(anykvm_ioctl(vcpu, KVM_GET_REGS, &regs), "KVM_GET_REGS");
     fuzz_check(regs.rax == want, "%s: %#llx, not %#llx", programs[p].name, (unsigned long long)regs.rax,
                (unsigned long long)want);
+    check_bounds(p, before);
     destroy();
 }
 

@@ -236,6 +236,188 @@ static void a_breakpoint_stands_in_while_another_vcpu_patches(void **state)
     free(g2.pages);
 }
 
+/* ---- an instruction over a page's end: what its second page holds, and which page that is ---- */
+#define OVER      (GUEST_DATA + 0x1000 - 3) /* mov $imm, %eax: two bytes of imm and the ret in the second page */
+#define OVER_PT   (GUEST_DATA + 0x8000)
+#define OVER_PAGE (GUEST_DATA + 0x4000) /* two pages that are the second one by turns */
+#define OVER_HERE 0x1234u               /* imm's low half */
+
+static void put_over(struct guest *g)
+{
+    memcpy(g->ram + OVER - 3, "\x0f\x1f\x00\xb8\x34\x12\x00\x00\xc3", 9); /* a NOP leads into it */
+    memcpy(g->ram + OVER_PAGE, "\x00\x00\xc3", 3);
+    memcpy(g->ram + OVER_PAGE + 0x1000, "\x00\x00\xc3", 3);
+    cpu_code_unverify(g->cpu);
+}
+
+/* 2 MiB by pages of 4 KiB; the guest changes its table at OVER_PT. */
+static void over_page_table(struct guest *g)
+{
+    for (uint64_t i = 0; i < 512; i++)
+        ((uint64_t *)(g->ram + OVER_PT))[i] = i << 12 | 7;
+    *(uint64_t *)(g->ram + GUEST_PD) = OVER_PT | 7;
+    guest_invept(g);
+}
+
+#define CALL_OVER(data, back) ((uint32_t(*)(void))((data) + 0x1000 - 3 - (back)))()
+GUEST_FN static uint64_t write_second_page(uint8_t *data, uint64_t n)
+{
+    uint64_t sum = 0;
+
+    for (uint64_t turn = 0; turn < n; turn++) {
+        *(volatile uint16_t *)(data + 0x1000) = (uint16_t)turn;
+        for (unsigned i = 0; i < 4; i++)
+            sum += (CALL_OVER(data, i & 1 ? 3 : 0)) >> 16;
+    }
+    return sum;
+}
+
+/* The other bytes of the second page are data */
+GUEST_FN static uint64_t write_beside(uint8_t *data, uint64_t n)
+{
+    uint64_t sum = 0;
+
+    for (uint64_t turn = 0; turn < n; turn++) {
+        *(volatile uint64_t *)(data + 0x1800) = turn;
+        if (turn % 64 == 0)
+            *(volatile uint16_t *)(data + 0x1000) = (uint16_t)turn;
+        sum += CALL_OVER(data, 3) >> 16;
+    }
+    return sum;
+}
+
+GUEST_FN static uint64_t map_second_page(uint8_t *data, uint64_t n)
+{
+    volatile uint64_t *pte = (uint64_t *)(data + 0x8000) + ((GUEST_DATA >> 12) + 1);
+    uint64_t sum = 0;
+
+    for (uint64_t turn = 0; turn < n; turn++) {
+        const uint64_t page = OVER_PAGE + (turn / 3 & 1) * 0x1000;
+
+        *(volatile uint16_t *)page = (uint16_t)turn;
+        *pte = page | 7;
+        __asm__ volatile("invlpg (%0)" : : "r"(data + 0x1000) : "memory");
+        for (unsigned i = 0; i < 4; i++)
+            sum += (CALL_OVER(data, i & 1 ? 3 : 0)) >> 16;
+    }
+    return sum;
+}
+
+static void the_second_page_is_written(void **state)
+{
+    struct guest *g = *state;
+
+    put_over(g);
+    assert_int_equal(guest_call(g, write_second_page, 3000), 4 * (3000 * 2999 / 2));
+}
+
+static void the_second_page_is_dropped(void **state)
+{
+    struct guest *g = *state;
+    uint64_t sum = 0;
+
+    put_over(g);
+    for (uint64_t turn = 0; turn < 20000; turn++)
+        sum += turn / 64 * 64;
+    assert_int_equal(guest_call(g, write_beside, 20000), sum);
+    assert_true(counter(g, CC_page_drops) > 0);
+}
+
+static void the_second_page_is_another(void **state)
+{
+    struct guest *g = *state;
+
+    put_over(g);
+    over_page_table(g);
+    assert_int_equal(guest_call(g, map_second_page, 3000), 4 * (3000 * 2999 / 2));
+}
+
+/* A page that is not there any more: the fault is the fetch's, at the second page. */
+GUEST_FN static uint64_t call_over(uint8_t *data, uint64_t n)
+{
+    uint64_t sum = 0;
+
+    for (uint64_t i = 0; i < n; i++)
+        sum += CALL_OVER(data, 3);
+    return sum;
+}
+
+static void the_second_page_goes_away(void **state)
+{
+    struct guest *g = *state;
+    uint64_t *pte = (uint64_t *)(g->ram + OVER_PT) + (GUEST_DATA >> 12) + 1;
+
+    put_over(g);
+    over_page_table(g);
+    for (unsigned i = 0; i < 3; i++) {
+        assert_int_equal(guest_call(g, call_over, 100), 100 * OVER_HERE);
+        *pte &= ~1ull;
+        guest_invept(g);
+        guest_w(g, GUEST_RIP, OVER - 3);
+        assert_int_equal(guest_run(g), EXIT_REASON_EXCEPTION_NMI);
+        assert_int_equal(guest_r(g, VM_EXIT_INTR_INFO) & 0xff, VEC_PF);
+        assert_int_equal(guest_r(g, EXIT_QUALIFICATION), GUEST_DATA + 0x1000);
+        assert_int_equal(guest_r(g, GUEST_RIP), OVER);
+        *pte |= 1;
+    }
+    for (unsigned i = 1; i < 5; i++) { /* a device writes into it */
+        g->ram[GUEST_DATA + 0x1000] = (uint8_t)i;
+        cpu_code_unverify(g->cpu);
+        assert_int_equal(guest_call(g, call_over, 100), 100 * (i << 16 | OVER_HERE));
+    }
+}
+
+/* ---- another vCPU writes what this one executes: what was announced before a serializing instruction is there ---- */
+struct announced {
+    volatile uint64_t value, stop, bad, calls, seen;
+};
+#define ANNOUNCED (GUEST_DATA + 0x2000)
+
+/* rbx: the function; rdi: struct announced; rsi: the last result. */
+GUEST_ASM(announced_reader,
+          "xor %esi, %esi; 1: mov (%rdi), %rdx; mov %rax, %cr2; call *%rbx; shr $16, %eax; cmp %rdx, %rax;"
+          "jb 2f; cmp %rsi, %rax; jae 3f; 2: incq 16(%rdi); 3: mov %rax, %rsi; mov %rax, 32(%rdi);"
+          "incq 24(%rdi); cmpq $0, 8(%rdi); je 1b; vmcall");
+
+GUEST_FN static uint64_t announce(uint8_t *data, uint64_t n)
+{
+    struct announced *a = (struct announced *)(data + (ANNOUNCED - GUEST_DATA));
+
+    for (uint64_t v = 1; v <= n; v++) {
+        const uint64_t calls = a->calls;
+
+        *(volatile uint16_t *)(data + 0x1000) = (uint16_t)v;
+        a->value = v;
+        while (v % 4 == 0 ? a->seen != v : v % 4 == 1 && a->calls < calls + 20) /* else: writes follow each other */
+            __asm__ volatile("pause");
+    }
+    a->stop = 1;
+    return 0;
+}
+
+static void another_vcpu_writes_what_this_one_executes(void **state)
+{
+    struct guest *g = *state, g2;
+    const struct announced *a = (const struct announced *)(g->ram + ANNOUNCED);
+    pthread_t thread;
+
+    guest_create_second(&g2, g, guest_engine());
+    put_over(g);
+    PUT(g, GUEST_CODE + 0x8000, announced_reader);
+    *guest_gpr(&g2, R_RBX) = OVER - 3;
+    *guest_gpr(&g2, R_RDI) = ANNOUNCED;
+    guest_w(&g2, GUEST_RIP, GUEST_CODE + 0x8000);
+    guest_w(&g2, GUEST_RSP, GUEST_STACK + 0x40000);
+    assert_int_equal(pthread_create(&thread, NULL, run_thread, &g2), 0);
+    guest_call(g, announce, 400);
+    pthread_join(thread, NULL);
+    assert_int_equal(guest_r(&g2, VM_EXIT_REASON), EXIT_REASON_VMCALL);
+    assert_int_equal(a->bad, 0);
+    assert_true(a->calls >= 2000);
+    cpu_destroy(g2.cpu);
+    free(g2.pages);
+}
+
 #define TEST(f) cmocka_unit_test_setup_teardown(f, guest_setup, guest_teardown)
 
 int main(void)
@@ -249,6 +431,11 @@ int main(void)
         TEST(an_instruction_that_the_one_before_writes),
         TEST(a_flag_that_the_next_instruction_did_not_read),
         TEST(a_breakpoint_stands_in_while_another_vcpu_patches),
+        TEST(the_second_page_is_written),
+        TEST(the_second_page_is_dropped),
+        TEST(the_second_page_is_another),
+        TEST(the_second_page_goes_away),
+        TEST(another_vcpu_writes_what_this_one_executes),
     };
 
     return cmocka_run_group_tests(tests, NULL, NULL);

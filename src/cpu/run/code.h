@@ -93,14 +93,14 @@ struct code_pages {
     _Atomic uint64_t kills; /* translated blocks killed so far; the last of them are in the ring: an engine drops what
                                it made of them */
     struct killed kill_ring[KILL_RING];
-    _Atomic uint32_t lock;    /* a spin lock: leaf, held for microseconds, never while waiting for a cpu */
-    _Atomic uint64_t gen;     /* part of all stamps */
-    uint64_t serial;          /* of the last block */
-    _Atomic uint64_t reclaim; /* grows with each request to let go of dead blocks */
-    uint64_t bytes, dead_bytes;
-    unsigned sweep;               /* the next slot, times SWEEP_BLOCKS */
-    struct pool pool;             /* of blocks */
-    struct block *dead, *waiting; /* linked by next; waiting: until all cpus have seen reclaim */
+    _Atomic uint32_t lock;             /* a spin lock: leaf, held for microseconds, never while waiting for a cpu */
+    _Atomic uint64_t gen;              /* part of all stamps */
+    uint64_t serial;                   /* of the last block */
+    _Atomic uint64_t reclaim;          /* grows with each request to let go of dead blocks */
+    uint64_t bytes, dead_bytes, limit; /* limit: CODE_LIMIT, less in tests */
+    unsigned sweep;                    /* the next slot, times SWEEP_BLOCKS */
+    struct pool pool;                  /* of blocks */
+    struct block *dead, *waiting;      /* linked by next; waiting: until all cpus have seen reclaim */
     struct code_page *dead_pages, *waiting_pages;
     struct cpu *cpus[CPU_MAX];
     unsigned ncpus;
