@@ -66,15 +66,65 @@ static void out_reg(struct tr *t, unsigned n)
         e_mov_store(&t->e, tr_reg_rm(g), T1);
 }
 
-/* ah dh bh with an immediate, where they have the host's numbers and no REX is needed (ch lives elsewhere) */
-static bool high_byte_imm(struct tr *t, uint8_t opcode, unsigned n)
+/* ---- ah ch dh bh ---- */
+
+static bool is_high(const struct insn *in, unsigned n)
+{
+    return in->nops > n && in->o[n].kind == OPK_REG8H;
+}
+
+/* T1 = a register operand's byte: ah dh bh have the host's numbers without REX, ch lives elsewhere. Flags untouched. */
+static void byte_to_t1(struct tr *t, unsigned n)
+{
+    const unsigned g = t->in->o[n].reg;
+
+    if (!is_high(t->in, n)) {
+        e_mov_load32(&t->e, T1, tr_reg_rm(g));
+    } else if (g == R_RCX) {
+        e_rorx(&t->e, T1, tr_host_reg[g], 8);
+        e_op(&t->e, EF_B8, 1, 0xb6, T1, rm_reg(T1));
+    } else {
+        e_op(&t->e, 0, 1, 0xb6, T1, rm_reg(4 + g));
+    }
+}
+
+/* op r/m8, r8 where one or both are high bytes. reg: its opcode with the register first; imm: its opcode with an
+ * immediate, n is then the number in ModRM. */
+static bool high_byte(struct tr *t, uint8_t reg, uint8_t imm, unsigned n, bool write)
 {
     const struct insn *in = t->in;
+    struct emit *e = &t->e;
+    struct rm rm;
 
-    if (in->o[0].kind != OPK_REG8H || in->o[1].kind != OPK_IMM || in->o[0].reg == R_RCX || (in->pfx & PFX_LOCK))
+    if ((in->pfx & PFX_LOCK) || (is_high(in, 0) && in->o[0].reg == R_RCX))
         return false;
-    e_op(&t->e, 0, 0, opcode, n, rm_reg(4 + in->o[0].reg));
-    e1(&t->e, in->imm);
+    if (is_mem(in, 0)) {
+        if (!tr_access(t, 1, write, 0, true, &rm))
+            return false;
+        byte_to_t1(t, 1);
+        tr_site(t);
+        e_op(e, 0, 0, reg == 0x84 ? reg : reg - 2, T1, rm); /* T1 is cl; TEST has no other direction */
+        return true;
+    }
+    if (!is_high(in, 0)) { /* from a high byte */
+        byte_to_t1(t, 1);
+        e_op(e, EF_B8, 0, reg, tr_host_reg[in->o[0].reg], rm_reg(T1));
+        return true;
+    }
+    if (in->o[1].kind == OPK_IMM) {
+        e_op(e, 0, 0, imm, n, rm_reg(4 + in->o[0].reg));
+        e1(e, in->imm);
+        return true;
+    }
+    if (is_mem(in, 1)) {
+        if (!tr_access(t, 1, false, 0, true, &rm))
+            return false;
+        tr_site(t);
+        e_op(e, 0, 1, 0xb6, T1, rm);
+    } else {
+        byte_to_t1(t, 1);
+    }
+    e_op(e, 0, 0, reg, 4 + in->o[0].reg, rm_reg(T1));
     return true;
 }
 
@@ -108,9 +158,9 @@ static bool tr_alu(struct tr *t)
     struct emit *e = &t->e;
     struct rm rm;
 
-    if (in->o[0].kind == OPK_REG8H)
-        return high_byte_imm(t, 0x80, a);
-    if (!lock_ok(in) || in->o[1].kind == OPK_REG8H)
+    if (is_high(in, 0) || is_high(in, 1))
+        return high_byte(t, a * 8 + 2, 0x80, a, a != 7);
+    if (!lock_ok(in))
         return false;
     if (is_mem(in, 0)) {
         const unsigned lock = in->pfx & PFX_LOCK ? EF_LOCK : 0;
@@ -160,9 +210,9 @@ static bool tr_test(struct tr *t)
     const unsigned size = in->o[0].size, f = ef(size), byte = size == 1;
     struct rm rm;
 
-    if (in->o[0].kind == OPK_REG8H)
-        return high_byte_imm(t, 0xf6, 0);
-    if (in->o[1].kind == OPK_REG8H || (in->pfx & PFX_LOCK))
+    if (is_high(in, 0) || is_high(in, 1))
+        return high_byte(t, 0x84, 0xf6, 0, false);
+    if (in->pfx & PFX_LOCK)
         return false;
     if (is_mem(in, 0)) {
         uint8_t src = T1;
@@ -245,6 +295,8 @@ static bool tr_mov(struct tr *t)
     const unsigned size = in->o[0].size, byte = size == 1;
     struct emit *e = &t->e;
 
+    if (is_high(in, 0) || is_high(in, 1))
+        return high_byte(t, 0x8a, 0xc6, 0, true);
     if (in->pfx & PFX_LOCK)
         return false;
     if (is_mem(in, 0))
@@ -309,6 +361,14 @@ static bool tr_movx(struct tr *t)
         rm = r(in, 1);
         if (from == 1)
             f |= EF_B8;
+    } else if (is_high(in, 1)) {
+        if (in->op == OP_MOVZX && in->o[1].reg != R_RCX && tr_pinned(in->o[0].reg) && tr_host_reg[in->o[0].reg] < 8) {
+            e_op(&t->e, 0, 1, 0xb6, tr_host_reg[in->o[0].reg], rm_reg(4 + in->o[1].reg));
+            return true;
+        }
+        byte_to_t1(t, 1);
+        rm = rm_reg(T1);
+        f |= EF_B8;
     } else {
         return false;
     }
@@ -660,7 +720,8 @@ int tr_cond(unsigned op)
         CC(7, NBE)
         CC(8, S)
         CC(9, NS)
-        CC(10, P) CC(11, NP) CC(12, L) CC(13, NL) CC(14, LE) CC(15, NLE)
+        CC(10, P)
+        CC(11, NP) CC(12, L) CC(13, NL) CC(14, LE) CC(15, NLE)
 #undef CC
             default : return -1;
     }
