@@ -2,7 +2,9 @@
  * test_litmus.c: the memory model of x86-64 (SDM 3A, "Memory Ordering") between vCPUs on threads of the host: outcomes
  * that it forbids never appear, and locked accesses are atomic, also over a page's end. Each vCPU goes through the same
  * arrays of locations at its own pace; a barrier parts the rounds. What is allowed may or may not be seen: SB's is
- * printed, for a host that never shows it proves nothing. */
+ * printed, for a host that never shows it proves nothing. IRIW needs four threads; where the host has two processors
+ * they run in turns, and each switch drains a store buffer: it then finds copies of guest memory that we would keep per
+ * vCPU, not what a store buffer shared by two threads would show. */
 #include <setjmp.h>
 #include <stdarg.h>
 #include <stdbool.h>
