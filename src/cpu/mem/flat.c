@@ -1,6 +1,7 @@
 /* SPDX-License-Identifier: MIT
  * flat.c: flat tables of translations (flat.h). Filled entries are logged, so that a flush costs what the fills cost.
- * Entries of global pages in the upper half survive a change of address space. */
+ * Entries of global pages in the upper half survive a change of address space. The others are put aside then, for the
+ * next time that this space is selected without a flush (PCIDs): what drops entries of the tables drops those too. */
 #include "mem/flat.h"
 #include "engine.h"
 #include "mem/mem_int.h"
@@ -11,8 +12,8 @@
 #define CHUNK       32768ull /* bytes of a table that are populated at once: 2,048 pages, 8 MB of linear space */
 #define CHUNKS_MAX  2048u    /* then everything is dropped and given back: 64 MB of tables */
 #define CHUNK_SLOTS 8192u
-#define CHUNKS_KEEP 64u /* more than that: those that nothing was filled in lately are given back ... */
-#define LATELY      16u /* ... changes of address space ago */
+#define CHUNKS_KEEP 128u /* of the upper half, at least */
+#define CHUNKS_LOW  96u  /* of the lower half: then they are given back, or each process that was would stay */
 #define OFTEN       256u
 /* What a page of the host's page tables maps of ours: 512 MB of linear space; only unmapping gives such pages back. */
 #define REGION_BITS 29u
@@ -21,10 +22,25 @@
 #define GLOBALS     1024u
 #define GLOBAL_EXEC 1024u
 #define EXEC_SEEN   (1u << 18) /* bits: a large program has ten thousand pages of code */
+#define SETS        16u        /* address spaces whose entries are put aside */
+#define SET_MAX     128u       /* entries of one, the youngest: to put back what is not used costs as well */
+#define SET_FILTER  512u
 
 struct flat_log {
     uint32_t n;
     uint64_t index[LOG_MAX]; /* linear page << 2 | access mode */
+};
+
+struct flat_saved {
+    uint64_t index, word[2];
+};
+struct flat_set { /* entries of an address space that is not selected */
+    const void *space;
+    uint32_t generation;
+    uint32_t n;                       /* the last n of entry[SET_MAX] */
+    uint64_t age;                     /* of its last use */
+    uint64_t filter[SET_FILTER / 64]; /* linear pages */
+    struct flat_saved *entry;
 };
 
 struct flat_unit {
@@ -37,16 +53,16 @@ struct flat_unit {
     uint32_t exec_noted;                /* bits that are set in it */
     bool upper_local;                   /* code of the upper half that is not global was seen */
     struct flat_log local, global;
+    struct flat_set set[SETS];
+    struct flat_saved saved[SETS][SET_MAX];
+    uint64_t set_clock;
     struct chunk {
-        uint64_t at; /* 0: free */
-        uint32_t used;
+        uint64_t at;      /* 0: free */
         bool filled;      /* all of it is there: not just what was looked at, which costs a page on some hosts */
-        uint32_t global;  /* == drops: has entries that a change of address space leaves */
     } chunk[CHUNK_SLOTS]; /* hash set */
-    unsigned chunks;
-    uint32_t changes, trimmed, emptied; /* of address space; when chunks were last given back, and all of them */
-    unsigned keep;                      /* more chunks than that: all are */
-    uint32_t drops;                     /* times that all entries were dropped, from 1 on */
+    unsigned chunks, low[AM_COUNT + 1]; /* low: of them, the lower half's of each table */
+    uint32_t changes, emptied;          /* of address space; when all chunks were last given back */
+    unsigned keep;                      /* more chunks than that in the upper half: all are */
     unsigned regions;
     uint64_t region[(AM_COUNT + 1) * REGIONS / 64]; /* bit set: looked at */
     uint64_t global_page[GLOBALS];                  /* linear page | 1: the last walk found it global */
@@ -105,9 +121,10 @@ int flat_init(struct cpu *cpu)
         madvise(p, CPU_SPAN, MADV_DONTDUMP);
         f->table[i] = p + CPU_SPAN;
     }
+    for (unsigned i = 0; i < SETS; i++)
+        f->set[i].entry = f->saved[i];
     f->next_gen = 256;
-    f->drops = 1;
-    f->keep = 2 * CHUNKS_KEEP;
+    f->keep = CHUNKS_KEEP;
     f->emptied = -OFTEN;
     cpu->exec_gen[0] = cpu->exec_gen[1] = 128; /* multiples of 128: attention bits are below */
     cpu->flatu = f;
@@ -142,6 +159,11 @@ static struct chunk *chunk_find(struct flat_unit *f, uint64_t at)
 }
 _Static_assert(CHUNK_SLOTS == 1 << 13, "chunk_find");
 
+static gva_t index_gva(uint64_t index)
+{
+    return (uint64_t)((int64_t)(index >> 2 << 28) >> 16);
+}
+
 static void log_clear(struct flat_unit *f, struct flat_log *log)
 {
     for (uint32_t i = 0; i < log->n; i++) {
@@ -150,6 +172,124 @@ static void log_clear(struct flat_unit *f, struct flat_log *log)
     }
     log->n = 0;
 }
+
+/* ---- entries put aside ---- */
+
+static void sets_drop(struct flat_unit *f)
+{
+    for (struct flat_set *s = f->set; s < f->set + SETS; s++)
+        s->n = 0;
+}
+
+static uint64_t index_page(uint64_t index)
+{
+    return index >> 2;
+}
+
+static unsigned set_bit(uint64_t page)
+{
+    return hash(page, 9);
+}
+_Static_assert(SET_FILTER == 1 << 9, "set_bit");
+
+/* In every space: the page may be global, or another PCID's. */
+static void sets_drop_page(struct flat_unit *f, gva_t gva)
+{
+    const uint64_t page = (gva & FLAT_INDEX_MASK) >> PAGE_SHIFT;
+    const unsigned bit = set_bit(page);
+
+    for (struct flat_set *s = f->set; s < f->set + SETS; s++) {
+        if (likely(!s->n || !(s->filter[bit / 64] >> bit % 64 & 1)))
+            continue;
+        for (struct flat_saved *e = s->entry + SET_MAX - s->n; e < s->entry + SET_MAX; e++)
+            if (index_page(e->index) == page)
+                e->word[0] = e->word[1] = 0;
+    }
+}
+
+static struct flat_set *set_of_selected(struct flat_unit *f)
+{
+    for (struct flat_set *s = f->set; s < f->set + SETS; s++)
+        if (s->n && s->space == f->space && s->generation == f->generation)
+            return s;
+    return NULL;
+}
+
+/* One that has nothing, or what was not used for longest. */
+static struct flat_set *set_free(struct flat_unit *f)
+{
+    struct flat_set *victim = f->set;
+
+    for (struct flat_set *s = f->set; s < f->set + SETS; s++) {
+        if (!s->n || s->space == f->space) /* an older generation's: nobody comes back to it */
+            return s;
+        if (s->age < victim->age)
+            victim = s;
+    }
+    return victim;
+}
+
+/* The local entries go, the youngest of them aside. */
+static void set_save(struct flat_unit *f)
+{
+    struct flat_set *s = set_free(f);
+    unsigned n = 0;
+
+    s->space = f->space;
+    s->generation = f->generation;
+    s->age = ++f->set_clock;
+    memset(s->filter, 0, sizeof(s->filter));
+    for (uint32_t i = f->local.n; i-- > 0;) {
+        const uint64_t index = f->local.index[i];
+        uint64_t *e = entry(f, index & 3, index_page(index) << PAGE_SHIFT);
+
+        if ((e[0] | e[1]) && n < SET_MAX) { /* once: it is cleared */
+            s->entry[SET_MAX - ++n] = (struct flat_saved){index, {e[0], e[1]}};
+            s->filter[set_bit(index_page(index)) / 64] |= 1ull << set_bit(index_page(index)) % 64;
+        }
+        e[0] = e[1] = 0;
+    }
+    f->local.n = 0;
+    s->n = n;
+}
+
+/* The space is selected again, with nothing flushed since: its entries, but where the table's memory was given back. */
+static void set_restore(struct flat_unit *f)
+{
+    struct flat_set *s = set_of_selected(f);
+    const struct chunk *known = NULL;
+
+    if (!s)
+        return;
+    for (const struct flat_saved *saved = s->entry + SET_MAX - s->n; saved < s->entry + SET_MAX; saved++) {
+        uint64_t *e = entry(f, saved->index & 3, index_page(saved->index) << PAGE_SHIFT);
+        const uint64_t at = (uint64_t)e & ~(CHUNK - 1);
+
+        if (!known || known->at != at) {
+            struct chunk *c = chunk_find(f, at);
+
+            if (!c->at || !c->filled)
+                continue;
+            known = c;
+        }
+        if (e[0] | e[1] || !(saved->word[0] | saved->word[1])) /* a global page's stays */
+            continue;
+        e[0] = saved->word[0];
+        e[1] = saved->word[1];
+        f->local.index[f->local.n++] = saved->index;
+    }
+    s->n = 0;
+}
+
+static void sets_drop_writes(struct flat_unit *f, hva_t page)
+{
+    for (struct flat_set *s = f->set; s < f->set + SETS; s++)
+        for (struct flat_saved *e = s->entry + SET_MAX - s->n; e < s->entry + SET_MAX; e++)
+            if (e->word[1] && (!page || wfilter_slot(index_gva(e->index) + e->word[1] - 1) == wfilter_slot(page)))
+                e->word[1] = 0;
+}
+
+/* ---- generations of what code is where ---- */
 
 static void exec_gen_global(struct cpu *cpu)
 {
@@ -253,7 +393,7 @@ void flat_drop_all(struct cpu *cpu)
         return;
     log_clear(f, &f->local);
     log_clear(f, &f->global);
-    f->drops++;
+    sets_drop(f);
     memset(f->global_exec, 0, sizeof(f->global_exec));
     exec_gen_global(cpu);
 }
@@ -276,6 +416,7 @@ void flat_drop_page(struct cpu *cpu, gva_t gva)
 
     if (!f)
         return;
+    sets_drop_page(f, gva);
     for (unsigned am = 0; am < AM_COUNT; am++) {
         uint64_t *e = entry(f, am, gva);
         const unsigned n = global_exec_slot(gva, am);
@@ -297,7 +438,7 @@ void flat_drop_page(struct cpu *cpu, gva_t gva)
 static void log_drop_writes(struct flat_unit *f, struct flat_log *log, hva_t page)
 {
     for (uint32_t i = 0; i < log->n; i++) {
-        const gva_t gva = (uint64_t)((int64_t)(log->index[i] >> 2 << 28) >> 16);
+        const gva_t gva = index_gva(log->index[i]);
         uint64_t *e = entry(f, log->index[i] & 3, gva);
 
         if (e[1] && (!page || wfilter_slot(gva + e[1] - 1) == wfilter_slot(page)))
@@ -311,6 +452,7 @@ void flat_drop_writes(struct cpu *cpu, hva_t page)
         return;
     log_drop_writes(cpu->flatu, &cpu->flatu->local, page);
     log_drop_writes(cpu->flatu, &cpu->flatu->global, page);
+    sets_drop_writes(cpu->flatu, page);
 }
 
 static uint64_t space_gen(struct flat_unit *f, const void *space, uint32_t generation)
@@ -328,7 +470,6 @@ static uint64_t space_gen(struct flat_unit *f, const void *space, uint32_t gener
 }
 
 static void trim(struct cpu *);
-static void trim_globals(struct cpu *);
 
 void flat_select(struct cpu *cpu, const void *space, uint32_t generation, const uint64_t world[4])
 {
@@ -345,16 +486,17 @@ void flat_select(struct cpu *cpu, const void *space, uint32_t generation, const 
         flat_drop_all(cpu);
     }
     if (space != f->space || generation != f->generation) {
+        if (f->space && space != f->space)
+            set_save(f);
+        log_clear(f, &f->local);
         f->space = space;
         f->generation = generation;
-        log_clear(f, &f->local);
-        if (++f->changes - f->trimmed > LATELY / 2 && f->chunks > CHUNKS_KEEP)
-            trim(cpu);
-        if (unlikely(f->chunks > f->keep))
-            trim_globals(cpu);
+        f->changes++;
+        trim(cpu);
         if (unlikely(f->upper_local))
             exec_gen_global(cpu);
         cpu->exec_gen[0] = space_gen(f, space, generation);
+        set_restore(f);
     }
 }
 
@@ -374,6 +516,13 @@ void flat_note_global(struct cpu *cpu, gva_t gva, enum acc_mode am, bool global)
         f->global_page[hash(page, 10)] = global ? page | 1 : 0;
 }
 
+/* One call for all of it: each tells the host's other processors. */
+static void table_empty(struct flat_unit *f, unsigned table, size_t size)
+{
+    if (reserve(f->table[table], size) == MAP_FAILED)
+        madvise(f->table[table], size, MADV_DONTNEED); /* no room for the moment: what is mapped stays */
+}
+
 /* Give everything back: a guest may touch a page in each of very many chunks, or look at addresses all over. */
 static void give_back(struct cpu *cpu)
 {
@@ -382,27 +531,55 @@ static void give_back(struct cpu *cpu)
     host_fpu_save(cpu);
     flat_drop_all(cpu);
     for (unsigned i = 0; i <= AM_COUNT; i++)
-        if (reserve(f->table[i], FLAT_SIZE) == MAP_FAILED)
-            madvise(f->table[i], FLAT_SIZE, MADV_DONTNEED); /* no room for the moment: what is mapped stays */
+        table_empty(f, i, FLAT_SIZE);
     memset(f->chunk, 0, sizeof(f->chunk));
     memset(f->region, 0, sizeof(f->region));
+    memset(f->low, 0, sizeof(f->low));
     f->chunks = f->regions = 0;
 }
 
-/* The local entries are gone: chunks that no recent address space used go too, or each process that was would stay. */
-static void trim(struct cpu *cpu)
+static unsigned chunks_low(const struct flat_unit *f)
+{
+    unsigned n = 0;
+
+    for (unsigned i = 0; i <= AM_COUNT; i++)
+        n += f->low[i];
+    return n;
+}
+
+static unsigned table_of(const struct flat_unit *f, uint64_t at)
+{
+    unsigned i = 0;
+
+    while (at - (uint64_t)f->table[i] >= FLAT_SIZE)
+        i++;
+    return i;
+}
+
+/* The lower half, whose entries are local. */
+static void give_back_low(struct cpu *cpu)
 {
     struct flat_unit *f = cpu->flatu;
     struct chunk keep[CHUNKS_MAX];
     unsigned n = 0;
 
     host_fpu_save(cpu);
-    f->trimmed = f->changes;
-    for (struct chunk *c = f->chunk; c < f->chunk + CHUNK_SLOTS; c++) {
-        if (c->at && (c->global == f->drops || f->changes - c->used <= LATELY))
+    log_clear(f, &f->local);
+    sets_drop(f);
+    for (const struct chunk *c = f->chunk; c < f->chunk + CHUNK_SLOTS; c++)
+        if (c->at && c->at - (uint64_t)f->table[table_of(f, c->at)] >= FLAT_SIZE / 2)
             keep[n++] = *c;
-        else if (c->at)
-            madvise((void *)c->at, CHUNK, MADV_DONTNEED);
+    for (unsigned i = 0; i <= AM_COUNT; i++) {
+        uint64_t *region = &f->region[i * REGIONS / 64];
+
+        if (!f->low[i])
+            continue;
+        f->low[i] = 0;
+        table_empty(f, i, FLAT_SIZE / 2);
+        for (unsigned k = 0; k < REGIONS / 2 / 64; k++) {
+            f->regions -= (unsigned)__builtin_popcountll(region[k]);
+            region[k] = 0;
+        }
     }
     memset(f->chunk, 0, sizeof(f->chunk));
     f->chunks = n;
@@ -410,16 +587,21 @@ static void trim(struct cpu *cpu)
         *chunk_find(f, keep[n].at) = keep[n];
 }
 
-/* Entries of global pages stay for good: once in a while they go as well. A guest that soon has as many again is given
- * more room. */
-static void trim_globals(struct cpu *cpu)
+/* At a change of address space. Entries of global pages stay for good: once in a while they go as well. A guest that
+ * soon has as many again is given more room. */
+static void trim(struct cpu *cpu)
 {
     struct flat_unit *f = cpu->flatu;
+    const unsigned low = chunks_low(f);
     const uint32_t since = f->changes - f->emptied;
 
+    if (unlikely(low > CHUNKS_LOW))
+        give_back_low(cpu);
+    if (likely(f->chunks - low <= f->keep || low > CHUNKS_LOW))
+        return;
     if (since < OFTEN && f->keep < CHUNKS_MAX)
         f->keep *= 2;
-    else if (since > 4 * OFTEN && f->keep > 2 * CHUNKS_KEEP)
+    else if (since > 4 * OFTEN && f->keep > CHUNKS_KEEP)
         f->keep /= 2;
     f->emptied = f->changes;
     give_back(cpu);
@@ -443,8 +625,8 @@ static struct chunk *chunk_touch(struct cpu *cpu, unsigned table, gva_t gva)
         f->region[region / 64] |= 1ull << region % 64;
         *c = (struct chunk){.at = at};
         f->chunks++;
+        f->low[table] += !(gva >> 47 & 1);
     }
-    c->used = f->changes;
     return c;
 }
 
@@ -462,6 +644,16 @@ uint64_t flat_find(struct cpu *cpu, gva_t gva, bool write)
     if (!cpu->flatu || cpu->flat != base_of(cpu->flatu, am))
         return 0;
     chunk_touch(cpu, am, gva);
+    return flat_word(cpu, gva, write);
+}
+
+uint64_t flat_peek(struct cpu *cpu, gva_t gva, enum acc_mode am, bool write)
+{
+    struct flat_unit *f = cpu->flatu;
+
+    if (!f || am != cpu->s.acc_mode || cpu->flat != base_of(f, am) || !cpu_canonical(gva) ||
+        !chunk_find(f, (uint64_t)entry(f, am, gva) & ~(CHUNK - 1))->filled)
+        return 0;
     return flat_word(cpu, gva, write);
 }
 
@@ -489,8 +681,6 @@ void flat_fill(struct cpu *cpu, gva_t gva)
         madvise((void *)c->at, CHUNK, MADV_POPULATE_WRITE);
         c->filled = true;
     }
-    if (global)
-        c->global = f->drops;
     if (!(e[0] | e[1])) {
         if (log->n == LOG_MAX)
             log_clear(f, log);

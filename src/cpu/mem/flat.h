@@ -33,6 +33,8 @@ static inline uint64_t flat_word(const struct cpu *cpu, gva_t gva, bool write)
 /* What to add to gva, plus 1, for an access in the current mode; 0: the tables do not know. They reach further than the
  * tagged TLB does. */
 uint64_t flat_find(struct cpu *, gva_t gva, bool write);
+/* The same for any address; 0 too where the tables have no memory yet, and for a mode that is not the current one. */
+uint64_t flat_peek(struct cpu *, gva_t gva, enum acc_mode, bool write);
 
 /* The engine keeps a way to gva's page that it guards by exec_gen alone. */
 void flat_note_exec(struct cpu *, gva_t gva);

@@ -85,12 +85,17 @@ static int resolve(struct cpu *cpu, gva_t gva, unsigned len, unsigned acc, struc
     const enum acc_mode am = mode_of(&cpu->s, acc);
     const struct tlb_entry *e = tlb_slot(m, gva, am, TLB_READ);
     const enum tlb_kind kind = acc & (ACC_WRITE | ACCF_RMW) ? TLB_WRITE : TLB_READ;
+    uint64_t word;
     struct xlat x;
     int st;
 
     *sp = (struct span){.gva = gva, .len = len};
     if (e->tag[kind] == ((gva & PAGE_MASK) | tlb_real_tag(m, am))) {
         sp->hva = gva + e->delta;
+        return CPU_OK;
+    }
+    if ((word = flat_peek(cpu, gva, am, kind == TLB_WRITE))) { /* another space, or page, took the entry's place */
+        sp->hva = gva + word - 1;
         return CPU_OK;
     }
     cpu->counters[CC_tlb_misses]++;
