@@ -216,7 +216,7 @@ static void emit_slow(struct jit *j, struct emit *e)
     j->slow = e->w - j->rw;
     emit_spill(e);
     e_op(e, 0, 0, 0x89, H_RCX, rm_reg(H_RSI)); /* mov esi, ecx */
-    e_mov_load(e, H_RDI, rm_cpu(CPU_HOT(HOT_CPU)));
+    e_mov_imm64(e, H_RDI, (uint64_t)j->cpu);
     e_mov_store(e, rm_cpu(CPU(pair.guest)), H_RSP);
     e_mov_load(e, H_RSP, rm_cpu(CPU(pair.host)));
     e_call_rm(e, rm_cpu(CPU_HOT(HOT_SLOW)));

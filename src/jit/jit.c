@@ -378,11 +378,17 @@ static void choose_salt(struct jit *j)
     const uint32_t key = cpu->s.insn_key;
     const bool both = (key & KEY_CPL3) || !(cpu->s.rip >> 63);
     const struct jit_salt want = {.gen = {both ? cpu->exec_gen[0] : 0, cpu->exec_gen[1]}, .key = key};
-    struct jit_salt **last = &j->salt[key & KEY_CPL3 ? 1 : 0], *s = *last;
+    const bool user = key & KEY_CPL3;
+    struct jit_salt *s = j->salt[user];
+    bool other = false;
 
-    if (unlikely(!s || !s->salt || s->key != key || s->gen[0] != want.gen[0] || s->gen[1] != want.gen[1]))
-        s = *last = salt_new(j, &want);
+    if (unlikely(!s || !s->salt || s->key != key || s->gen[0] != want.gen[0] || s->gen[1] != want.gen[1])) {
+        other = true;
+        s = j->salt[user] = salt_new(j, &want);
+    }
+    pair_select(j, user, other);
     cpu->salt = s->salt << 16; /* the upper 16 bits of the word that attention begins */
+    cpu->s.hot_spare[HOT_SALT] = (uint64_t)s->salt << 48;
     cpu->s.hot_spare[HOT_JC] = (uint64_t)jc_base(j, s->salt);
 }
 
@@ -824,7 +830,6 @@ static void hot_words(struct jit *j)
     cpu->s.hot_spare[HOT_MASK_ROR] = FLAT_INDEX_MASK >> 8;
     cpu->s.hot_spare[HOT_MASK_JC] = (uint64_t)(JC_SLOTS - 1) * sizeof(struct jc_entry);
     cpu->s.hot_spare[HOT_SLOW] = (uint64_t)jit_slow;
-    cpu->s.hot_spare[HOT_CPU] = (uint64_t)cpu;
     for (unsigned n = HOT_STACK_USER; n <= HOT_STACK_SUPER; n++)
         if (!cpu->s.hot_spare[n])
             cpu->s.hot_spare[n] = SLOT_COLD;

@@ -58,7 +58,8 @@ struct jit_desc {
     int32_t disp;   /* guest rip minus page address: of the instruction (INSN), of the target (EXIT, POLL) */
     uint16_t index;
     uint8_t kind, size;
-    uint32_t nheld : 8, recipe : 24; /* INSN, POLL: how the flags are made again; 0: EFLAGS is right */
+    uint32_t nheld : 8, recipe : 24; /* INSN, POLL: how the flags are made again; 0: EFLAGS is right. CROSS: of a call:
+                                        where it returns to, by its page; 0: of a jump */
     uint32_t held;                   /* INSN: first of nheld; CROSS, ENTER: the next of the list */
     uint32_t list;                   /* CROSS, ENTER: number of its list (link.c) + 1 */
 };
@@ -180,7 +181,9 @@ struct jit {
     uint32_t cold_low;           /* ... down to here */
     uint32_t enter, leave, slow; /* trampolines' offsets */
     uint32_t pair_other, pair_none;
-    void *pairs;                    /* the stack of translated code */
+    void *pairs[2]; /* stacks of translated code: of supervisor, of user code */
+    uint64_t pair_first[2], pair_saved[2];
+    bool pair_user;                 /* which one is cpu->pair's */
     uint32_t neighbours[2];         /* ... for reading, writing */
     uint32_t bounce[2], bounce_end; /* ... for reading, writing, and where they give up */
     uint32_t bounce_out, bounce_out_end;
@@ -228,7 +231,7 @@ enum {
     HOT_MASK_JC,
     HOT_MASK_ROR,
     HOT_SLOW,
-    HOT_CPU,
+    HOT_SALT, /* the salt alone, where attention has it */
     HOT_STACK_USER,
     HOT_STACK_SUPER,
     HOT_RETURN, /* descriptor of the last return */
@@ -244,10 +247,11 @@ _Static_assert(offsetof(struct cpu, attention) % 8 == 0 &&
                    offsetof(struct cpu, salt) == offsetof(struct cpu, attention) + 4,
                "one word");
 
-/* Two processes that run one program do not share slots: each salt has its own place for low bits 0. */
+/* Two processes that run one program do not share slots: each salt has its own place for low bits 0. No two have the
+ * same: an address that is not canonical could be told from another salt's by nothing else. */
 static inline struct jc_entry *jc_base(const struct jit *j, uint32_t salt)
 {
-    return &j->jc[salt * 0x9e3779b97f4a7c15ull >> 48];
+    return &j->jc[(uint16_t)(salt * 0x9e37u)];
 }
 _Static_assert(JC_SLOTS == 1 << 16 && sizeof(struct jc_entry) == 32, "jc_base, HOT_MASK_JC");
 
@@ -279,7 +283,10 @@ bool link_page_dropped(struct cpu *, gva_t page);
 void pair_trampolines(struct jit *, struct emit *);
 int pair_init(struct jit *);
 void pair_destroy(struct jit *);
-void pair_reset(struct jit *); /* no frame that was made returns any more */
+/* A call's guard lets in who is where it was linked (link_cross()). */
+void pair_link(struct jit *, const struct jit_desc *, gva_t from, gva_t to, uint64_t target);
+void pair_reset(struct jit *);                         /* no frame that was made returns any more */
+void pair_select(struct jit *, bool user, bool reset); /* that stack, emptied if its salt is another one now */
 /* slow_stat.c */
 void slow_stat_add(struct jit *);
 void slow_stat_remove(struct jit *);
@@ -288,6 +295,7 @@ void slow_stat_remove(struct jit *);
 void link_cross(struct jit *, uint32_t desc, gva_t from, gva_t to, uint64_t target);
 void guard_set(struct jit *, uint32_t patch, gva_t page);    /* the guard there lets in who has this salt and page */
 void guard_clear(struct jit *, uint32_t patch);              /* ... nobody */
+void guard_number(struct jit *, uint32_t at, uint64_t v);    /* patches 64 bits */
 void patch_jump(struct jit *, uint32_t at, uint64_t target); /* jit.c: the 32-bit displacement at `at` */
 void tr_make_plain(struct jit *, const struct jit_desc *);   /* tr_mem.c: a site that does not predict any more */
 /* translate.c: a block and what is translated with it; NULL when the cache is full. All of them are found from then on.

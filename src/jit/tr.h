@@ -25,7 +25,8 @@ enum tr_stub_kind {
     STUB_CROSS_FLAGS, /* ... flags are live; T0 is its last byte */
     STUB_MISS,        /* the table's word is not the predicted one */
     STUB_CAREFUL,     /* a merged check failed: on in the block's careful form */
-    STUB_PAIR         /* no room for frames of calls */
+    STUB_PAIR,        /* no room for frames of calls */
+    STUB_CALL         /* a call whose guard is closed */
 };
 struct tr_stub { /* out of line: ecx = descriptor; jump to slow */
     uint32_t desc;
@@ -169,9 +170,11 @@ void tr_goto_next(struct tr *); /* the block's end: behind it */
 void tr_goto_reg(struct tr *);
 /* ... by the cache: what follows is for an address that is not there; then tr_look_up_found() with what it returned */
 uint8_t *tr_look_up(struct emit *);
-void tr_look_up_found(struct emit *, uint8_t *found);
-/* The displacement at `at` leads to page + disp, in this page, whatever the vector state is. */
+void tr_look_up_found(struct emit *, uint8_t *found); /* T0: host address to go to */
+/* The displacement at `at` leads to page + disp, in this page; entry: whatever the vector state and flags are. */
+void tr_lead(struct tr *, uint8_t *at, int32_t disp);
 void tr_lead_entry(struct tr *, uint8_t *at, int32_t disp);
+bool tr_falls_entry(struct tr *); /* the block behind this one comes next, and may be run into so */
 
 /* ---- tr_mem.c ---- */
 /* T0 = offset of the memory operand in its segment, for a form that tr_address() emits; T1 is lost */
@@ -234,7 +237,9 @@ tr_fn tr_cli, tr_sti, tr_ac, tr_direction, tr_swapgs, tr_rdtsc, tr_pause, tr_bas
 
 /* ---- tr_pair.c ---- */
 void tr_pair_room(struct tr *);
-void tr_pair_call(struct tr *);
+/* Behind the guest's push: T1 is the return address, T0 is lost; on at page + disp, at s.rip. */
+void tr_pair_direct(struct tr *, int32_t disp);
+void tr_pair_indirect(struct tr *);
 void tr_pair_return(struct tr *);
 void tr_pair_stub(struct tr *, const struct tr_stub *);
 

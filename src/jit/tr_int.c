@@ -872,20 +872,17 @@ static bool tr_call(struct tr *t)
         e_lea(&t->e, T0, rm_mem(T0, disp));
         check_target(t);
     }
-    tr_pair_room(t);
     to = push_check(t, true);
+    tr_pair_room(t);
     e_mov_load(&t->e, T1, rm_cpu(CPU_HOT(HOT_PAGE)));
     e_lea(&t->e, T1, rm_mem(T1, t->next_off));
     tr_site(t);
     e_mov_store(&t->e, to, T1);
     push_done(t);
-    tr_pair_call(t);
-    if (in->o[0].kind == OPK_REL) {
-        tr_goto(t, disp);
-    } else {
-        e_mov_load(&t->e, T0, rm_cpu(temp));
-        tr_goto_reg(t);
-    }
+    if (in->o[0].kind == OPK_REL)
+        tr_pair_direct(t, disp);
+    else
+        tr_pair_indirect(t);
     t->ended = true;
     return true;
 }

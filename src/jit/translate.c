@@ -121,7 +121,7 @@ static void place_stubs(struct tr *t, uint32_t first_site)
         for (unsigned k = 0; k < s->nfrom; k++)
             e_fix32(&t->e, s->from[k], t->e.w);
         s->placed = t->e.w;
-        if (s->kind == STUB_PAIR)
+        if (s->kind == STUB_PAIR || s->kind == STUB_CALL)
             tr_pair_stub(t, s);
         else if (s->kind != STUB_PLAIN)
             tr_mem_stub(t, s);
@@ -169,7 +169,7 @@ static void lead_to(struct tr *t, uint8_t *at, int32_t disp, bool inner, bool di
         link_at(t, at, disp);
 }
 
-static void lead(struct tr *t, uint8_t *at, int32_t disp)
+void tr_lead(struct tr *t, uint8_t *at, int32_t disp)
 {
     lead_to(t, at, disp, t->jb->uses_fpu, true);
 }
@@ -207,7 +207,7 @@ static void goto_backward(struct tr *t, int32_t disp)
     }
     e1(&t->e, 5);
     tr_jmp_stub(t, s);
-    lead(t, e_jmp_later(&t->e), disp);
+    tr_lead(t, e_jmp_later(&t->e), disp);
 }
 
 static void goto_same_page(struct tr *t, int32_t disp)
@@ -215,7 +215,7 @@ static void goto_same_page(struct tr *t, int32_t disp)
     if (disp <= (int32_t)t->off)
         goto_backward(t, disp);
     else
-        lead(t, e_jmp_later(&t->e), disp);
+        tr_lead(t, e_jmp_later(&t->e), disp);
 }
 
 /* Goes on where salt and page are those of the number that is filled in (guard_set(), guard_clear()) and nobody wants
@@ -242,7 +242,7 @@ static uint8_t *guard(struct tr *t, struct tr_stub *s)
     return number;
 }
 
-static void put64(struct jit *j, uint32_t at, uint64_t v)
+void guard_number(struct jit *j, uint32_t at, uint64_t v)
 {
     if (memcmp(j->rw + at, &v, 8)) /* writing into code costs, even the same */
         memcpy(j->rw + at, &v, 8);
@@ -250,12 +250,12 @@ static void put64(struct jit *j, uint32_t at, uint64_t v)
 
 void guard_set(struct jit *j, uint32_t patch, gva_t page)
 {
-    put64(j, patch, -(page + ((uint64_t)j->cpu->salt << 32)));
+    guard_number(j, patch, -(page + ((uint64_t)j->cpu->salt << 32)));
 }
 
 void guard_clear(struct jit *j, uint32_t patch)
 {
-    put64(j, patch, 0x800); /* pages are multiples of 4096, attention is < 128 */
+    guard_number(j, patch, 0x800); /* pages are multiples of 4096, attention is < 128 */
 }
 
 #define CROSS_PAGE (8 + 4 + 2 + 5 + 2)      /* from the guard's number to the page behind it */
@@ -281,7 +281,11 @@ void link_cross(struct jit *j, uint32_t desc, gva_t from, gva_t to, uint64_t tar
     const uint32_t patch = j->desc[desc].patch;
 
     link_list(j, desc, to);
-    put64(j, patch + CROSS_PAGE, to);
+    if (j->desc[desc].recipe) {
+        pair_link(j, &j->desc[desc], from, to, target);
+        return;
+    }
+    guard_number(j, patch + CROSS_PAGE, to);
     patch_jump(j, patch + CROSS_JUMP, target);
     guard_set(j, patch, from);
 }
@@ -323,7 +327,7 @@ void tr_goto_if(struct tr *t, unsigned cc, int32_t disp)
 
     tr_islands(t, false, 110);
     if (in_page(disp) && disp > (int32_t)t->off) {
-        lead(t, e_jcc_later(&t->e, cc), disp);
+        tr_lead(t, e_jcc_later(&t->e, cc), disp);
         return;
     }
     over = e_jcc_later(&t->e, cc ^ 1);
@@ -339,6 +343,15 @@ void tr_goto_next(struct tr *t)
                (!t->unit.entry[next] || unit_warm(t->j, &t->unit, t->cur, next));
     if (!t->falls)
         tr_goto(t, t->next_off);
+}
+
+bool tr_falls_entry(struct tr *t)
+{
+    const unsigned next = t->cur + 1;
+
+    t->falls = !t->careful && !t->outer && next < t->unit.n && t->unit.b[next]->hva == t->b->hva + t->b->bytes &&
+               !t->unit.entry[next] && !t->jbs[next]->uses_fpu && !t->jbs[next]->selfcheck;
+    return t->falls;
 }
 
 uint8_t *tr_look_up(struct emit *e)
@@ -365,7 +378,6 @@ void tr_look_up_found(struct emit *e, uint8_t *found)
     e_mov_store(e, rm_cpu(CPU_HOT(HOT_PAGE)), T1);
     e_mov_load(e, T0, rm_mem(H_RAX, offsetof(struct jc_entry, code)));
     e_pop(e, H_RAX);
-    e_jmp_reg(e, T0);
 }
 
 void tr_goto_reg(struct tr *t)
@@ -379,6 +391,7 @@ void tr_goto_reg(struct tr *t)
     found = tr_look_up(e);
     tr_jmp_stub(t, s);
     tr_look_up_found(e, found);
+    e_jmp_reg(e, T0);
     tr_islands(t, true, 0);
 }
 

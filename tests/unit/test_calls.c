@@ -113,6 +113,34 @@ static void a_page_shows_frames_in_turn(void **state)
     assert_int_equal(RUN(g, exchange, TURNS), 1);
 }
 
+/* A return to an address that is not canonical faults, whatever the calls before it came from: here they were made
+ * under another address space, and the distance may be what a translator tells those by. */
+GUEST_ASM(forged, "lea 3f(%rip), %rcx; add %rdi, %rcx; call 2f; 3: mov $1, %eax; vmcall;"
+                  "2: mov %rbx, %cr3; mov (%rsp), %rdx; mov %rcx, (%rsp); ret");
+
+static void returns_to_no_address(void **state)
+{
+    struct guest *g = *state;
+
+    memcpy(g->ram + GUEST_CODE, forged, forged_end - forged);
+    memcpy(g->ram + PT, g->ram + GUEST_PML4, PAGE_SIZE); /* another root of the same tables */
+    *guest_gpr(g, R_RBX) = PT;
+    guest_w(g, GUEST_RIP, GUEST_CODE + 15); /* what is behind the call is known when that is translated */
+    assert_int_equal(guest_run(g), EXIT_REASON_VMCALL);
+    for (unsigned turn = 0; turn < 600; turn++) { /* each makes the distance of the two another one, or the same */
+        static const int distance[] = {-1, 1, -100, 100};
+
+        const int n = distance[turn / 150];
+
+        *guest_gpr(g, R_RDI) = (uint64_t)n << 48;
+        guest_w(g, GUEST_RIP, GUEST_CODE);
+        guest_w(g, GUEST_RSP, STACK);
+        guest_w(g, GUEST_CR3, GUEST_PML4);
+        assert_int_equal(guest_run(g), EXIT_REASON_VMCALL);
+        assert_int_equal(guest_r(g, GUEST_RIP), GUEST_HANDLER + 16 * 13);
+    }
+}
+
 #define TEST(f) cmocka_unit_test_setup_teardown(f, guest_setup, guest_teardown)
 
 int main(void)
@@ -120,6 +148,7 @@ int main(void)
     const struct CMUnitTest tests[] = {
         TEST(deep_recursion),        TEST(returns_to_elsewhere),  TEST(two_stacks_in_turn),
         TEST(the_caller_is_written), TEST(a_call_at_a_pages_end), TEST(a_page_shows_frames_in_turn),
+        TEST(returns_to_no_address),
     };
 
     return cmocka_run_group_tests(tests, NULL, NULL);
