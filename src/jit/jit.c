@@ -394,7 +394,7 @@ static void choose_salt(struct jit *j)
 
 static void remember(struct jit *j, gva_t rip, const struct jit_block *jb)
 {
-    struct jc_entry *e = &((struct jc_entry *)j->cpu->s.hot_spare[HOT_JC])[rip & (JC_SLOTS - 1)];
+    struct jc_entry *e = &((struct jc_entry *)j->cpu->s.hot_spare[HOT_JC])[jc_index(rip)];
 
     e->key = jc_key(j, rip);
     e->code = code_address(j, jb);
@@ -443,7 +443,7 @@ static uint64_t remembered(struct jit *j)
     const struct jc_entry *e;
 
     choose_salt(j);
-    e = &((struct jc_entry *)s->hot_spare[HOT_JC])[s->rip & (JC_SLOTS - 1)];
+    e = &((struct jc_entry *)s->hot_spare[HOT_JC])[jc_index(s->rip)];
     if (e->key != jc_key(j, s->rip))
         return 0;
     s->hot_spare[HOT_PAGE] = e->page;
@@ -539,6 +539,8 @@ static uint64_t slow_exit(struct jit *j, const struct jit_desc *d)
 
     const gva_t from = cpu->s.hot_spare[HOT_PAGE];
 
+    __builtin_prefetch(j->rw + desc.patch, 1); /* read from memory while the target is looked for */
+    __builtin_prefetch(desc.jb);
     cpu->s.rip = from + (int64_t)desc.disp;
     if (unlikely(branch_undo(j, d)))
         return 0;

@@ -155,7 +155,7 @@ static inline uint32_t jit_key(uint32_t insn_key, gva_t rip)
     return insn_key | (rip >> 63 ? KEY_UPPER : 0) | (from_edge >> 32 ? 0 : KEY_EDGE);
 }
 
-/* Where an indirect branch goes: a cache by the low 16 bits of the address. key: -(rip + (salt << 48)); with it no
+/* Where an indirect branch goes: a cache by 16 bits of the address (jc_index()). key: -(rip + (salt << 48)); with it no
  * other rip of the slot gives 0, nor does the right one with attention, which is < 128. */
 struct jc_entry {
     uint64_t key;
@@ -254,6 +254,14 @@ static inline struct jc_entry *jc_base(const struct jit *j, uint32_t salt)
     return &j->jc[(uint16_t)(salt * 0x9e37u)];
 }
 _Static_assert(JC_SLOTS == 1 << 16 && sizeof(struct jc_entry) == 32, "jc_base, HOT_MASK_JC");
+
+/* ... and from there on, by bits that differ between functions, which begin at multiples of 16 to 64. Addresses less
+ * than 128 apart never meet: attention in the key cannot make one of the other. */
+#define JC_SHIFT 11
+static inline uint32_t jc_index(gva_t rip)
+{
+    return (rip + (rip >> JC_SHIFT)) & (JC_SLOTS - 1);
+}
 
 /* jit.c */
 struct jit_block *jit_find(struct jit *, hva_t hva, uint32_t key);

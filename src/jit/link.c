@@ -49,14 +49,16 @@ static void close_links(struct jit *j, gva_t page)
 static void forget_targets(struct jit *j, gva_t page)
 {
     for (const struct jit_salt *s = j->salts; s < j->salts + JIT_SALTS; s++) {
-        struct jc_entry *e = jc_base(j, s->salt) + (page & (JC_SLOTS - 1));
+        struct jc_entry *base = jc_base(j, s->salt), *e;
         const uint64_t first = page + ((uint64_t)s->salt << 48);
 
         if (!s->salt || s->gen[0] != j->cpu->exec_gen[0])
             continue;
-        for (unsigned i = 0; i < PAGE_SIZE; i++)
-            if (e[i].key == -(first + i))
-                e[i].key = 0;
+        for (unsigned i = 0; i < PAGE_SIZE; i++) {
+            e = &base[jc_index(page + i)];
+            if (e->key == -(first + i))
+                e->key = 0;
+        }
     }
 }
 

@@ -359,7 +359,9 @@ uint8_t *tr_look_up(struct emit *e)
     uint8_t *found;
 
     e_push(e, H_RAX);
-    e_pdep(e, H_RAX, T0, rm_cpu(CPU_HOT(HOT_MASK_JC))); /* the low 16 bits times the size of an entry */
+    e_rorx(e, H_RAX, T0, JC_SHIFT); /* jc_index() times the size of an entry */
+    e_lea(e, H_RAX, (struct rm){.mem = true, .reg = H_RAX, .index = T0});
+    e_pdep(e, H_RAX, H_RAX, rm_cpu(CPU_HOT(HOT_MASK_JC)));
     e_mov_load(e, T1, rm_cpu(CPU_HOT(HOT_JC)));
     e_lea(e, H_RAX, (struct rm){.mem = true, .reg = H_RAX, .index = T1});
     e_mov_load(e, T1, rm_cpu(CPU(attention))); /* and the salt */
