@@ -16,6 +16,7 @@ static const char *const kind_names[DESC_KINDS] = {
     [DESC_EXIT] = "jump inside of a page, not linked",     [DESC_CROSS] = "jump to another page, not linked",
     [DESC_RIP] = "indirect branch, not in the cache",      [DESC_FPU] = "vector state not live",
     [DESC_ENTER] = "instruction over a page's end, guard", [DESC_POLL] = "attention",
+    [DESC_MISS] = "prediction that failed often",
 };
 static uint64_t gone_kinds[DESC_KINDS];
 static pid_t owner;             /* a fork's child has none of this memory */

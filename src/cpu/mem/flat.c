@@ -13,7 +13,7 @@
 #define CHUNKS_MAX  2048u    /* then everything is dropped and given back: 64 MB of tables */
 #define CHUNK_SLOTS 8192u
 #define CHUNKS_KEEP 128u /* of the upper half, at least */
-#define CHUNKS_LOW  96u  /* of the lower half: then they are given back, or each process that was would stay */
+#define CHUNKS_LOW  64u  /* of the lower half: then they are given back, or each process that was would stay */
 #define OFTEN       256u
 /* What a page of the host's page tables maps of ours: 512 MB of linear space; only unmapping gives such pages back. */
 #define REGION_BITS 29u
