@@ -165,7 +165,7 @@ struct kvm_vcpu_arch {
     uint64_t tsc_khz, tsc_offset, tsc_deadline;
     uint64_t tsc_multiplier;        /* 48 bits of fraction; 0: the host's frequency */
     bool pvclock_set_guest_stopped; /* KVM_KVMCLOCK_CTRL */
-    uint64_t steal_run_delay, steal_checked_ns;
+    uint64_t steal_run_delay, steal_checked_ns, steal_entered_ns;
     /* guest debug (KVM_SET_GUEST_DEBUG) */
     uint32_t guest_debug;
     uint64_t db[4], eff_db[4], dr6, dr7, guest_debug_dr7;

@@ -15,7 +15,8 @@
 #define NSEC_PER_SEC           1000000000ull
 #define PVCLOCK_TSC_STABLE_BIT (1u << 0)
 #define PVCLOCK_GUEST_STOPPED  (1u << 1)
-#define STEAL_INTERVAL_NS      4000000ull /* reading the scheduler's account is a system call */
+#define STEAL_INTERVAL_NS      4000000ull /* reading the scheduler's account is three system calls ... */
+#define STEAL_WORTH_NS         200000ull  /* ... that a KVM_RUN so long after the last one makes all the same */
 
 struct pvclock_vcpu_time_info { /* ABI: msr.rst, MSR_KVM_SYSTEM_TIME_NEW */
     uint32_t version, pad0;
@@ -268,6 +269,17 @@ static int64_t thread_run_delay(void)
     return sscanf(text, "%llu %llu", &on_cpu, &delay) == 2 ? (int64_t)delay : -1;
 }
 
+/* Linux's version goes up at each KVM_RUN, and so does this one: by an even number, for nothing else is written. */
+static void record_no_steal(struct kvm_vcpu *vcpu, gpa_t version_gpa)
+{
+    uint32_t version;
+
+    if (kvm_read_guest(vcpu->kvm, version_gpa, &version, sizeof(version)) < 0)
+        return;
+    version += 2;
+    kvm_write_guest(vcpu->kvm, version_gpa, &version, sizeof(version));
+}
+
 /* Called at each KVM_RUN (the thread may be another one: then the count starts anew). */
 void record_steal_time(struct kvm_vcpu *vcpu)
 {
@@ -275,9 +287,16 @@ void record_steal_time(struct kvm_vcpu *vcpu)
     const uint64_t now = os_clock_ns();
     struct kvm_steal_time st;
     int64_t delay;
+    bool soon;
 
-    if (!(vcpu->arch.steal_msr & KVM_MSR_ENABLED) || now - vcpu->arch.steal_checked_ns < STEAL_INTERVAL_NS)
+    if (!(vcpu->arch.steal_msr & KVM_MSR_ENABLED))
         return;
+    soon = now - vcpu->arch.steal_checked_ns < STEAL_INTERVAL_NS && now - vcpu->arch.steal_entered_ns < STEAL_WORTH_NS;
+    vcpu->arch.steal_entered_ns = now;
+    if (soon) {
+        record_no_steal(vcpu, gpa + offsetof(struct kvm_steal_time, version));
+        return;
+    }
     vcpu->arch.steal_checked_ns = now;
     delay = thread_run_delay();
     if (delay < 0 || kvm_read_guest(vcpu->kvm, gpa, &st, sizeof(st)) < 0)
