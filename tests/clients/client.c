@@ -1,6 +1,7 @@
 /* SPDX-License-Identifier: MIT
  * client.c: a KVM client that knows nothing of anykvm, run under the preload library: what programs do with
  * descriptors, signals and children around /dev/kvm. */
+#include "client.h"
 #include <errno.h>
 #include <fcntl.h>
 #include <linux/kvm.h>
@@ -19,14 +20,6 @@
 #include <sys/time.h>
 #include <sys/wait.h>
 #include <unistd.h>
-
-#define CHECK(x)                                                                                \
-    do {                                                                                        \
-        if (!(x)) {                                                                             \
-            fprintf(stderr, "%s:%d: %s (errno %s)\n", __FILE__, __LINE__, #x, strerror(errno)); \
-            exit(1);                                                                            \
-        }                                                                                       \
-    } while (0)
 
 static int sys, vm, vcpu;
 static struct kvm_run *run;

@@ -1,6 +1,7 @@
 /* SPDX-License-Identifier: MIT
  * cpuid_client.c: a KVM client that refuses to start unless its own CPUID, executed inline as lkvm does, shows VMX or
  * SVM; then it runs a guest. Around it: what the replaced instructions must leave alone. Status 0, 1, or 2: refused. */
+#include "client.h"
 #include <errno.h>
 #include <fcntl.h>
 #include <linux/kvm.h>
@@ -16,14 +17,6 @@
 #include <sys/mman.h>
 #include <sys/wait.h>
 #include <unistd.h>
-
-#define CHECK(x)                                                                                \
-    do {                                                                                        \
-        if (!(x)) {                                                                             \
-            fprintf(stderr, "%s:%d: %s (errno %s)\n", __FILE__, __LINE__, #x, strerror(errno)); \
-            exit(1);                                                                            \
-        }                                                                                       \
-    } while (0)
 
 struct leaf {
     uint32_t a, b, c, d;

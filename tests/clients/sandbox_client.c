@@ -2,6 +2,7 @@
  * sandbox_client.c: a KVM client whose vCPU thread allows itself ioctl, write and exit alone, as strict monitors do:
  * the kernel kills it for any other call. In the guest a timer interrupt wakes a hlt, and ports are written. Then a
  * VM's descriptor goes over a socket to its own process. */
+#include "client.h"
 #include <errno.h>
 #include <fcntl.h>
 #include <linux/audit.h>
@@ -21,14 +22,6 @@
 #include <sys/syscall.h>
 #include <sys/wait.h>
 #include <unistd.h>
-
-#define CHECK(x)                                                                                \
-    do {                                                                                        \
-        if (!(x)) {                                                                             \
-            fprintf(stderr, "%s:%d: %s (errno %s)\n", __FILE__, __LINE__, #x, strerror(errno)); \
-            _exit(1);                                                                           \
-        }                                                                                       \
-    } while (0)
 
 /* Real mode at 0x1000: the PIT's channel 0 every 10 ms by the 8259's vector 0x20, five hlts with a port write each,
  * then for ever */

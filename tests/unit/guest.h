@@ -345,4 +345,17 @@ static inline uint64_t *guest_gpr(struct guest *g, unsigned reg)
     return &cpu_state(g->cpu)->gpr[reg]; /* not RSP: GUEST_RSP */
 }
 
+/* From gpa on to the next VMCALL. */
+static inline void guest_to_vmcall(struct guest *g, uint64_t gpa)
+{
+    guest_w(g, GUEST_RIP, gpa);
+    guest_w(g, GUEST_RSP, GUEST_STACK);
+    assert_int_equal(guest_run(g), EXIT_REASON_VMCALL);
+}
+
+static inline uint64_t guest_counter(struct guest *g, enum cpu_counter c)
+{
+    return cpu_counters(g->cpu)[c];
+}
+
 #endif

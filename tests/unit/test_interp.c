@@ -1,8 +1,7 @@
 /* SPDX-License-Identifier: MIT
  * test_interp.c: code that changes (by the guest, by others, under the running block), code over page ends, eviction,
  * and partly done instructions. */
-#include "guest.h"
-#include <pthread.h>
+#include "guest_second.h"
 #include <stdio.h>
 #include "../../src/cpu/run/code.h"
 
@@ -11,19 +10,6 @@ static void put(struct guest *g, uint64_t gpa, const uint8_t *code, const uint8_
     memcpy(g->ram + gpa, code, end - code);
 }
 #define PUT(g, gpa, name) put(g, gpa, name, name##_end)
-
-static uint64_t counter(struct guest *g, enum cpu_counter c)
-{
-    return cpu_counters(g->cpu)[c];
-}
-
-/* From gpa on to the next VMCALL. */
-static void run_to_vmcall(struct guest *g, uint64_t gpa)
-{
-    guest_w(g, GUEST_RIP, gpa);
-    guest_w(g, GUEST_RSP, GUEST_STACK);
-    assert_int_equal(guest_run(g), EXIT_REASON_VMCALL);
-}
 
 /* SDM 3A, "Self-Modifying Code": the next instruction of the same block changes. */
 GUEST_ASM(smc_next, "movb $42, 1f+1(%rip); 1: mov $1, %eax; vmcall");
@@ -35,11 +21,11 @@ static void a_block_that_changes_itself_stops(void **state)
     for (unsigned i = 0; i < 3; i++) {
         PUT(g, GUEST_CODE, smc_next);
         cpu_code_unverify(g->cpu);
-        run_to_vmcall(g, GUEST_CODE);
+        guest_to_vmcall(g, GUEST_CODE);
         assert_int_equal(*guest_gpr(g, R_RAX), 42);
     }
-    assert_true(counter(g, CC_smc_stops) >= 1);
-    assert_true(counter(g, CC_code_writes) >= 1);
+    assert_true(guest_counter(g, CC_smc_stops) >= 1);
+    assert_true(guest_counter(g, CC_code_writes) >= 1);
 }
 
 /* A loop that rewrites the immediate of a function and calls it: rcx times; rax = the sum of what it returned. */
@@ -54,10 +40,10 @@ static void code_written_and_run_in_turn_is_right_and_does_not_thrash(void **sta
 
     PUT(g, GUEST_CODE, smc_loop);
     *guest_gpr(g, R_RCX) = n;
-    run_to_vmcall(g, GUEST_CODE);
+    guest_to_vmcall(g, GUEST_CODE);
     assert_int_equal(*guest_gpr(g, R_RAX), n * (n + 1) / 2);
     /* each turn changes one function of two instructions: it is decoded anew, the loop around it is not */
-    decoded = counter(g, CC_insns_decoded);
+    decoded = guest_counter(g, CC_insns_decoded);
     assert_true(decoded < n * 4);
 }
 
@@ -74,19 +60,19 @@ static void code_written_by_others_is_compared_when_its_page_is_entered_anew(voi
     PUT(g, GUEST_CODE, flush_and_run);
     PUT(g, page, fn_one);
     *guest_gpr(g, R_RBX) = page;
-    run_to_vmcall(g, GUEST_CODE);
+    guest_to_vmcall(g, GUEST_CODE);
     assert_int_equal(*guest_gpr(g, R_RAX), 1);
-    decoded = counter(g, CC_insns_decoded);
-    run_to_vmcall(g, GUEST_CODE);
-    assert_int_equal(counter(g, CC_insns_decoded), decoded); /* unchanged bytes are not decoded twice */
-    g->ram[page + 1] = 7;                                    /* a device's DMA */
-    run_to_vmcall(g, GUEST_CODE);
+    decoded = guest_counter(g, CC_insns_decoded);
+    guest_to_vmcall(g, GUEST_CODE);
+    assert_int_equal(guest_counter(g, CC_insns_decoded), decoded); /* unchanged bytes are not decoded twice */
+    g->ram[page + 1] = 7;                                          /* a device's DMA */
+    guest_to_vmcall(g, GUEST_CODE);
     assert_int_equal(*guest_gpr(g, R_RAX), 7);
     g->ram[page + 1] = 9; /* a debugger, who says so */
     cpu_code_unverify(g->cpu);
-    run_to_vmcall(g, page);
+    guest_to_vmcall(g, page);
     assert_int_equal(*guest_gpr(g, R_RAX), 9);
-    assert_true(counter(g, CC_blocks_stale) >= 2);
+    assert_true(guest_counter(g, CC_blocks_stale) >= 2);
 }
 
 /* The same physical page at another linear address, written there: the alias's write kills the block. */
@@ -103,7 +89,7 @@ static void writes_through_an_alias_are_seen(void **state)
     PUT(g, GUEST_DATA, fn_ret);
     *guest_gpr(g, R_RBX) = GUEST_DATA;
     *guest_gpr(g, R_RDI) = (512ull << 20) + GUEST_DATA;
-    run_to_vmcall(g, GUEST_CODE);
+    guest_to_vmcall(g, GUEST_CODE);
     assert_int_equal(*guest_gpr(g, R_RSI), 1);
     assert_int_equal(*guest_gpr(g, R_RAX), 5);
 }
@@ -119,7 +105,7 @@ static void an_instruction_over_a_page_end_runs_and_changes(void **state)
         memcpy(g->ram + at, code, sizeof(code));
         g->ram[at + 2] = v; /* in the second page */
         cpu_code_unverify(g->cpu);
-        run_to_vmcall(g, at);
+        guest_to_vmcall(g, at);
         assert_int_equal(*guest_gpr(g, R_RAX), v | v << 8);
     }
     /* the second page goes: the fault is of its address */
@@ -147,7 +133,7 @@ static void hot_code_over_a_page_end_sees_writes_to_both_pages(void **state)
     *guest_gpr(g, R_RDI) = end;
     *guest_gpr(g, R_RSI) = n;
     *guest_gpr(g, R_RAX) = 0;
-    run_to_vmcall(g, GUEST_CODE);
+    guest_to_vmcall(g, GUEST_CODE);
     assert_int_equal(*guest_gpr(g, R_RAX), 100 * 257 * (n * (n - 1) / 2));
 }
 
@@ -178,7 +164,7 @@ static void hot_code_over_a_page_end_sees_where_its_second_page_lies(void **stat
     *guest_gpr(g, R_RDI) = pt + 8;
     *guest_gpr(g, R_RSI) = n;
     *guest_gpr(g, R_RAX) = 0;
-    run_to_vmcall(g, GUEST_CODE);
+    guest_to_vmcall(g, GUEST_CODE);
     assert_int_equal(*guest_gpr(g, R_RAX), n * 100 * 0x200 + n / 2 * 100 * 0x300);
 }
 
@@ -207,12 +193,12 @@ static void a_read_over_two_distant_pages_is_translated(void **state)
         }
         *guest_gpr(g, R_RBX) = at + 0x1000 - in_first;
         *guest_gpr(g, R_RCX) = n;
-        before = counter(g, CC_insns);
-        run_to_vmcall(g, GUEST_CODE);
+        before = guest_counter(g, CC_insns);
+        guest_to_vmcall(g, GUEST_CODE);
         assert_int_equal(*guest_gpr(g, R_RAX), want[0]);
         assert_int_equal(*guest_gpr(g, R_RDX), want[1]);
         if (!strcmp(guest_engine(), "jit") && !getenv("ANYKVM_JIT_HARDENED") && in_first > 1) /* hardened: slow paths */
-            assert_true(counter(g, CC_insns) - before < n / 4);
+            assert_true(guest_counter(g, CC_insns) - before < n / 4);
     }
 }
 
@@ -238,8 +224,8 @@ static void a_write_over_two_distant_pages_is_translated(void **state)
         *guest_gpr(g, R_RAX) = 0x0102030405060708ull * in_first;
         *guest_gpr(g, R_RBX) = at + 0x1000 - in_first;
         *guest_gpr(g, R_RCX) = n;
-        before = counter(g, CC_insns);
-        run_to_vmcall(g, GUEST_CODE);
+        before = guest_counter(g, CC_insns);
+        guest_to_vmcall(g, GUEST_CODE);
         for (unsigned i = 0; i < 18; i++) { /* and one byte on either side */
             const uint8_t *p = g->ram + (i <= in_first ? first + 0x1000 - in_first + i - 1 : second + i - in_first - 1);
             const uint64_t v = 0x0102030405060708ull * in_first;
@@ -247,7 +233,7 @@ static void a_write_over_two_distant_pages_is_translated(void **state)
             assert_int_equal(*p, i == 0 || i == 17 ? 0xee : (uint8_t)(2 * (uint8_t)(v >> (i - 1) % 8 * 8)));
         }
         if (!strcmp(guest_engine(), "jit") && !getenv("ANYKVM_JIT_HARDENED") && in_first > 1) /* hardened: slow paths */
-            assert_true(counter(g, CC_insns) - before < n / 4);
+            assert_true(guest_counter(g, CC_insns) - before < n / 4);
     }
 }
 
@@ -282,7 +268,7 @@ static void a_stream_over_scattered_pages_is_exact(void **state)
         }
         *guest_gpr(g, R_RBX) = at + from;
         *guest_gpr(g, R_RCX) = STEPS;
-        run_to_vmcall(g, GUEST_CODE);
+        guest_to_vmcall(g, GUEST_CODE);
         for (unsigned i = 0; i < PAGES; i++)
             assert_memory_equal(g->ram + top - i * 0x1000, want + i * 0x1000, 0x1000);
     }
@@ -297,11 +283,11 @@ static void decoded_code_is_bounded(void **state)
     memset(g->ram + from, 0x90, size);
     memcpy(g->ram + from + size, "\x0f\x01\xc1", 3);
     for (unsigned i = 0; i < 2; i++) {
-        const uint64_t before = counter(g, CC_insns) + counter(g, CC_insns_translated);
+        const uint64_t before = guest_counter(g, CC_insns) + guest_counter(g, CC_insns_translated);
 
-        run_to_vmcall(g, from);
+        guest_to_vmcall(g, from);
         /* a translated block counts all of its instructions when it is entered: the VMCALL too */
-        assert_in_range(counter(g, CC_insns) + counter(g, CC_insns_translated) - before, size, size + 1);
+        assert_in_range(guest_counter(g, CC_insns) + guest_counter(g, CC_insns_translated) - before, size, size + 1);
     }
     assert_true(g->domain->code->bytes <= CODE_LIMIT + (1 << 20));
     assert_true(g->domain->code->dead_bytes <= CODE_LIMIT + (1 << 20));
@@ -440,40 +426,25 @@ GUEST_ASM(reader,
           "2: vmcall");
 GUEST_ASM(patched, ".byte 0x0f, 0x1f, 0; mov $0, %eax; ret"); /* the immediate is aligned: stores are atomic */
 
-static void *run_thread(void *guest)
-{
-    struct guest *g = guest;
-
-    return (void *)(uintptr_t)guest_enter(g);
-}
-
 static void a_vcpu_sees_what_another_writes_into_code(void **state)
 {
-    const uint64_t n = 3000, at = GUEST_DATA, stack2 = GUEST_STACK + 0x40000;
-    struct guest *g = *state, g2;
-    pthread_t thread;
+    const uint64_t n = 3000, at = GUEST_DATA;
+    struct guest *g = *state;
+    struct guest_second g2;
 
-    guest_create_second(&g2, g, guest_engine());
+    guest_create_second(&g2.g, g, guest_engine());
     PUT(g, GUEST_CODE, writer);
     PUT(g, GUEST_CODE + 0x1000, reader);
     PUT(g, at, patched);
-    for (struct guest *i = g;; i = &g2) {
-        *guest_gpr(i, R_RBX) = at;
-        *guest_gpr(i, R_RDI) = at + 4;
-        *guest_gpr(i, R_RSI) = n;
-        if (i == &g2)
-            break;
-    }
-    guest_w(&g2, GUEST_RIP, GUEST_CODE + 0x1000);
-    guest_w(&g2, GUEST_RSP, stack2);
-    assert_int_equal(pthread_create(&thread, NULL, run_thread, &g2), 0);
-    run_to_vmcall(g, GUEST_CODE);
-    pthread_join(thread, NULL);
+    *guest_gpr(g, R_RBX) = at;
+    *guest_gpr(g, R_RDI) = at + 4;
+    *guest_gpr(g, R_RSI) = *guest_gpr(&g2.g, R_RSI) = n;
+    guest_second_start(&g2, GUEST_CODE + 0x1000, at, at + 4);
+    guest_to_vmcall(g, GUEST_CODE);
+    guest_second_wait(&g2);
     assert_int_equal(*guest_gpr(g, R_RCX), n + 1); /* each of its own stores was seen at once */
-    assert_int_equal(guest_r(&g2, VM_EXIT_REASON), EXIT_REASON_VMCALL);
-    assert_int_equal(*guest_gpr(&g2, R_RAX), n);
-    cpu_destroy(g2.cpu);
-    free(g2.pages);
+    assert_int_equal(*guest_gpr(&g2.g, R_RAX), n);
+    guest_second_destroy(&g2);
 }
 
 #define TEST(f) cmocka_unit_test_setup_teardown(f, guest_setup, guest_teardown)

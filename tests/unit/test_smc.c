@@ -2,29 +2,17 @@
  * test_smc.c: guests that compile and patch their own code: what they run is what they wrote, and nothing that is hot
  * stays interpreted where a page holds code and data, or is written and run in turn. */
 #include "guest_code.h"
-#include <pthread.h>
+#include "guest_second.h"
 #include <stdio.h>
 #include "../../src/cpu/run/code.h"
 
 #define PUT(g, gpa, name) memcpy((g)->ram + (gpa), name, name##_end - name)
 
-static uint64_t counter(struct guest *g, enum cpu_counter c)
-{
-    return cpu_counters(g->cpu)[c];
-}
-
-static void run_to_vmcall(struct guest *g, uint64_t gpa)
-{
-    guest_w(g, GUEST_RIP, gpa);
-    guest_w(g, GUEST_RSP, GUEST_STACK);
-    assert_int_equal(guest_run(g), EXIT_REASON_VMCALL);
-}
-
 /* The translator ran it, but for a small part. */
 static void assert_translated(struct guest *g, uint64_t insns, uint64_t before)
 {
     if (!strcmp(guest_engine(), "jit"))
-        assert_true(counter(g, CC_insns) - before < insns / 8);
+        assert_true(guest_counter(g, CC_insns) - before < insns / 8);
 }
 
 /* A compiler and what it makes in one page: one slot is written a turn, all of them are called. */
@@ -54,28 +42,28 @@ GUEST_FN static uint64_t compile_and_run(uint8_t *data, uint64_t arg)
 static void functions_written_beside_others_are_translated(void **state)
 {
     struct guest *g = *state;
-    const uint64_t n = 2000, before = counter(g, CC_insns);
+    const uint64_t n = 2000, before = guest_counter(g, CC_insns);
     uint64_t sum = 0;
 
     for (uint64_t turn = 4; turn < n + 4; turn++)
         sum += CALLS * (4 * turn - 6);
     assert_int_equal(guest_call(g, compile_and_run, SLOTS(4) | n), sum);
     assert_translated(g, n * 4 * CALLS * 2, before);
-    assert_int_equal(counter(g, CC_selfchecks), 0);
+    assert_int_equal(guest_counter(g, CC_selfchecks), 0);
 }
 
 /* Nothing stays: the page is compared from then on. */
 static void a_page_that_is_written_and_run_in_turn_is_translated(void **state)
 {
     struct guest *g = *state;
-    const uint64_t n = 2000, before = counter(g, CC_insns);
+    const uint64_t n = 2000, before = guest_counter(g, CC_insns);
     uint64_t sum = 0;
 
     for (uint64_t turn = 1; turn < n + 1; turn++)
         sum += CALLS * turn;
     assert_int_equal(guest_call(g, compile_and_run, SLOTS(1) | n), sum);
     assert_translated(g, n * CALLS * 2, before);
-    assert_int_equal(counter(g, CC_selfchecks), 1);
+    assert_int_equal(guest_counter(g, CC_selfchecks), 1);
 }
 
 /* Who does not tell, a device or a debugger, is seen where a page is compared at each entry. */
@@ -87,12 +75,12 @@ static void a_page_that_is_compared_shows_what_others_write(void **state)
     struct guest *g = *state;
 
     guest_call(g, compile_and_run, SLOTS(1) | 100);
-    assert_int_equal(counter(g, CC_selfchecks), 1);
+    assert_int_equal(guest_counter(g, CC_selfchecks), 1);
     PUT(g, CALLER, call_rbx);
     for (unsigned v = 1; v < 5; v++) {
         g->ram[GUEST_DATA + 1] = (uint8_t)v;
         *guest_gpr(g, R_RBX) = GUEST_DATA;
-        run_to_vmcall(g, CALLER);
+        guest_to_vmcall(g, CALLER);
         assert_int_equal(*guest_gpr(g, R_RAX) & 0xff, v);
     }
 }
@@ -113,7 +101,7 @@ GUEST_FN static uint64_t call_often(uint8_t *data, uint64_t n)
 
 static void count(struct guest *g, const uint8_t *code, const uint8_t *end)
 {
-    const uint64_t n = 20000, before = counter(g, CC_insns);
+    const uint64_t n = 20000, before = guest_counter(g, CC_insns);
 
     memcpy(g->ram + GUEST_DATA, code, end - code);
     assert_int_equal(guest_call(g, call_often, n), n * (n + 1) / 2);
@@ -140,9 +128,9 @@ static void an_instruction_that_the_one_before_writes(void **state)
 
     PUT(g, GUEST_CODE, change_next);
     *guest_gpr(g, R_RCX) = 250;
-    run_to_vmcall(g, GUEST_CODE);
+    guest_to_vmcall(g, GUEST_CODE);
     assert_int_equal(*guest_gpr(g, R_RAX), 250 * 251 / 2);
-    assert_true(counter(g, CC_selfchecks) == 1);
+    assert_true(guest_counter(g, CC_selfchecks) == 1);
 }
 
 /* ... into one that reads flags which the old one did not: add or adc by turns. */
@@ -157,7 +145,7 @@ static void a_flag_that_the_next_instruction_did_not_read(void **state)
     for (unsigned i = 0; i < 2; i++) {
         PUT(g, GUEST_CODE, change_reader);
         *guest_gpr(g, R_RCX) = 250;
-        run_to_vmcall(g, GUEST_CODE);
+        guest_to_vmcall(g, GUEST_CODE);
         assert_int_equal(*guest_gpr(g, R_RAX), 50); /* the odd ones below 100 */
     }
 }
@@ -206,34 +194,23 @@ GUEST_FN static uint64_t poke_writer(uint8_t *data, uint64_t n)
     return wrong;
 }
 
-static void *run_thread(void *guest)
-{
-    return (void *)(uintptr_t)guest_enter(guest);
-}
-
 static void a_breakpoint_stands_in_while_another_vcpu_patches(void **state)
 {
-    struct guest *g = *state, g2;
+    struct guest *g = *state;
+    struct guest_second g2;
     const struct poke *p = (const struct poke *)(g->ram + POKE_DATA);
-    pthread_t thread;
 
-    guest_create_second(&g2, g, guest_engine());
+    guest_create_second(&g2.g, g, guest_engine());
     PUT(g, GUEST_CODE + 0x8000, poke_reader);
     PUT(g, POKE_AT, poke_site);
     PUT(g, POKE_BP, poke_trap);
     guest_gate(g, VEC_BP, POKE_BP, 0, 0x8e);
-    *guest_gpr(&g2, R_RBX) = POKE_AT;
-    *guest_gpr(&g2, R_RDI) = POKE_DATA;
-    guest_w(&g2, GUEST_RIP, GUEST_CODE + 0x8000);
-    guest_w(&g2, GUEST_RSP, GUEST_STACK + 0x40000);
-    assert_int_equal(pthread_create(&thread, NULL, run_thread, &g2), 0);
+    guest_second_start(&g2, GUEST_CODE + 0x8000, POKE_AT, POKE_DATA);
     assert_int_equal(guest_call(g, poke_writer, 60), 0);
-    pthread_join(thread, NULL);
-    assert_int_equal(guest_r(&g2, VM_EXIT_REASON), EXIT_REASON_VMCALL);
+    guest_second_wait(&g2);
+    guest_second_destroy(&g2);
     assert_int_equal(p->bad, 0);
     assert_true(p->turns >= 60);
-    cpu_destroy(g2.cpu);
-    free(g2.pages);
 }
 
 /* ---- an instruction over a page's end: what its second page holds, and which page that is ---- */
@@ -320,7 +297,7 @@ static void the_second_page_is_dropped(void **state)
     for (uint64_t turn = 0; turn < 20000; turn++)
         sum += turn / 64 * 64;
     assert_int_equal(guest_call(g, write_beside, 20000), sum);
-    assert_true(counter(g, CC_page_drops) > 0);
+    assert_true(guest_counter(g, CC_page_drops) > 0);
 }
 
 static void the_second_page_is_another(void **state)
@@ -397,25 +374,19 @@ GUEST_FN static uint64_t announce(uint8_t *data, uint64_t n)
 
 static void another_vcpu_writes_what_this_one_executes(void **state)
 {
-    struct guest *g = *state, g2;
+    struct guest *g = *state;
+    struct guest_second g2;
     const struct announced *a = (const struct announced *)(g->ram + ANNOUNCED);
-    pthread_t thread;
 
-    guest_create_second(&g2, g, guest_engine());
+    guest_create_second(&g2.g, g, guest_engine());
     put_over(g);
     PUT(g, GUEST_CODE + 0x8000, announced_reader);
-    *guest_gpr(&g2, R_RBX) = OVER - 3;
-    *guest_gpr(&g2, R_RDI) = ANNOUNCED;
-    guest_w(&g2, GUEST_RIP, GUEST_CODE + 0x8000);
-    guest_w(&g2, GUEST_RSP, GUEST_STACK + 0x40000);
-    assert_int_equal(pthread_create(&thread, NULL, run_thread, &g2), 0);
+    guest_second_start(&g2, GUEST_CODE + 0x8000, OVER - 3, ANNOUNCED);
     guest_call(g, announce, 400);
-    pthread_join(thread, NULL);
-    assert_int_equal(guest_r(&g2, VM_EXIT_REASON), EXIT_REASON_VMCALL);
+    guest_second_wait(&g2);
+    guest_second_destroy(&g2);
     assert_int_equal(a->bad, 0);
     assert_true(a->calls >= 2000);
-    cpu_destroy(g2.cpu);
-    free(g2.pages);
 }
 
 #define TEST(f) cmocka_unit_test_setup_teardown(f, guest_setup, guest_teardown)
