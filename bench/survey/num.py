@@ -27,7 +27,7 @@ elif what == "int":
         x = r.randint(1, 120, n * 1000).astype(t)
         y = r.randint(1, 120, n * 1000).astype(t)
         show(x + y, x * y, x // y, x % y, x << (y & 7), x & y, x ^ y, ~x, x == y, x < y, np.minimum(x, y), x.sum(), x.cumsum(), np.bitwise_or.reduce(x),
-             np.packbits(x > y), np.bincount(x.astype("i8")), np.convolve(x[:500], y[:100]), x.argmax(), np.gcd(x, y), x[::3].copy(), np.take(x, y),
+             np.packbits(x > y), np.bincount(x.astype("i8")), np.convolve(x[:500], y[:100]), x.argmax(), np.gcd(x, y), x[::3].copy(), np.take(x, y.astype("i8")),
              np.add.at(y, x[:100].astype("i8"), 1) or y)
 elif what == "sort":
     for t in ("i2", "i4", "i8", "f4", "f8"):
