@@ -561,11 +561,37 @@ static uint64_t slow_exit(struct jit *j, const struct jit_desc *d)
     return body_address(j, jb);
 }
 
+static bool is_string(const struct insn *in)
+{
+    return op_rows[in->op].attrs & A_STRING;
+}
+
+/* Of a string instruction the destination. */
 static gva_t access_address(const struct cpu *cpu, const struct insn *in)
 {
+    const unsigned size = in->o[0].size;
+
+    if (is_string(in))
+        return cpu->s.gpr[R_RDI];
+    if (in->mem == 0 && in->op >= OP_BT && in->op <= OP_BTC && in->o[1].kind == OPK_REG) { /* a bit string */
+        const uint64_t bit = cpu->s.gpr[in->o[1].reg];
+
+        return in_lin64(cpu, in) + (uint64_t)((size == 8 ? (int64_t)bit : (int32_t)bit) >> 3 & -(int64_t)size);
+    }
     if (in->mem != 0xff)
         return in_lin64(cpu, in);
     return cpu->s.gpr[R_RSP] - (op_rows[in->op].attrs & A_STACK && (in->o[0].rw & OPND_W) ? 0 : 8);
+}
+
+/* What translated code looks at for it. */
+static void looked_at(struct cpu *cpu, const struct insn *in, gva_t gva)
+{
+    flat_looked_at(cpu, gva);
+    flat_looked_at(cpu, gva + 63); /* what it reaches into */
+    if (!is_string(in))
+        return;
+    flat_looked_at(cpu, cpu->s.gpr[R_RSI]);
+    flat_looked_at(cpu, cpu->s.gpr[R_RSI] + 7);
 }
 
 /* The page of an access, and the one behind it that it may reach into. */
@@ -574,6 +600,13 @@ static void fill(struct cpu *cpu, gva_t gva)
     flat_fill(cpu, gva);
     if ((gva & ~PAGE_MASK) > PAGE_SIZE - 64)
         flat_fill(cpu, (gva | ~PAGE_MASK) + 1);
+}
+
+static void fill_access(struct cpu *cpu, const struct insn *in, gva_t gva)
+{
+    fill(cpu, gva);
+    if (is_string(in)) /* done, upwards: */
+        fill(cpu, cpu->s.gpr[R_RSI] - in->opsize);
 }
 
 /* What the rest of the block accesses without a check, looked at again: true where it may go on. */
@@ -623,8 +656,7 @@ static uint64_t slow_insn(struct jit *j, const struct jit_desc *d)
         jit_flags_again(j, d->recipe);
     if (d->size) {
         gva = access_address(cpu, in);
-        flat_looked_at(cpu, gva);
-        flat_looked_at(cpu, gva + 63); /* what it reaches into */
+        looked_at(cpu, in, gva);
     }
     j->slow_ops[in->op]++;
     st = in->fn(cpu, in);
@@ -634,7 +666,7 @@ static uint64_t slow_insn(struct jit *j, const struct jit_desc *d)
         if (unlikely(j->kills_seen != atomic_load_explicit(&cpu->domain->code->kills, memory_order_relaxed)))
             process_kills(j);
         if (d->size)
-            fill(cpu, gva);
+            fill_access(cpu, in, gva);
         cpu->counters[CC_smc_stops] += d->jb->dead;
         if (d->jb->dead || gen0 != cpu->exec_gen[0] || gen1 != cpu->exec_gen[1] || drops != j->page_drops)
             return go_on(j);

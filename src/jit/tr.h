@@ -123,6 +123,7 @@ struct tr {
     uint8_t member[BLOCK_INSNS][2]; /* number of the group + 1 of the explicit access, of the stack's */
     int32_t lo;                     /* of the access that is emitted, in terms of values */
     struct tr_stub *crossing;       /* the access's CROSS stub, if it is this instruction's alone */
+    uint8_t element;                /* bytes: the operand's address moves by a number of them, which is in s.rip */
     struct tr_stub *insn_stub;      /* this instruction's slow path, made on demand */
     bool careful;                   /* the second form of a block is emitted: no merged checks */
     struct tr_stub stub[TR_STUBS];
@@ -180,15 +181,20 @@ bool tr_falls_entry(struct tr *); /* the block behind this one comes next, and m
 /* T0 = offset of the memory operand in its segment, for a form that tr_address() emits; T1 is lost */
 void tr_ea(struct tr *);
 /* T0 = linear address of the memory operand. false: a form that is not emitted. */
+bool tr_address_ok(const struct insn *);
 bool tr_address(struct tr *);
 /* The instruction's memory operand, checked for reading (or writing, which implies reading): *rm is on T0, and on T1
  * too if that is not to be kept free. align: address bits that must be 0, else the slow path. The site is the caller's,
  * who may load registers first. false: an address that is not emitted. */
 bool tr_access(struct tr *, unsigned size, bool write, unsigned align, bool keep_t1, struct rm *rm);
+/* The same for one that is s.rip's operands of this size further; T1 is free. */
+struct rm tr_access_element(struct tr *, unsigned size, bool write);
 /* The same and the site, where nothing is to be loaded. */
 bool tr_mem(struct tr *, unsigned size, bool write, struct rm *rm);
 /* 8 bytes at a pinned guest register + disp */
 struct rm tr_stack(struct tr *, unsigned guest_reg, int32_t disp, bool write, bool keep_t1);
+/* size bytes at a pinned guest register */
+struct rm tr_at(struct tr *, unsigned guest_reg, unsigned size, bool write, bool keep_t1);
 void tr_mem_stub(struct tr *, const struct tr_stub *); /* what comes out of line for it */
 /* operand n as a register or state word of the guest register */
 struct rm tr_reg_rm(unsigned guest_reg);
@@ -231,6 +237,9 @@ tr_fn tr_vec;
 
 /* ---- tr_bmi.c ---- */
 tr_fn tr_bmi, tr_rorx, tr_mulx, tr_adx, tr_crc32, tr_movbe, tr_movnti, tr_cmpxchg8b;
+
+/* ---- tr_str.c ---- */
+tr_fn tr_string;
 
 /* ---- tr_sys.c ---- */
 tr_fn tr_cli, tr_sti, tr_ac, tr_direction, tr_swapgs, tr_rdtsc, tr_pause, tr_base;

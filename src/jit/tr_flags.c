@@ -37,8 +37,8 @@ bool tr_may_leave(const struct insn *in, uint32_t key)
     if (!stays[in->op] || (in->pfx & PFX_LOCK) || (in->mem != 0xff && in->op != OP_LEA && in->op != OP_NOP))
         return true;
     for (unsigned i = 0; i < in->nops; i++)
-        if (in->o[i].kind != OPK_REG && in->o[i].kind != OPK_IMM && in->o[i].kind != OPK_MEM &&
-            in->o[i].kind != OPK_REL)
+        if (in->o[i].kind != OPK_REG && in->o[i].kind != OPK_REG8H && in->o[i].kind != OPK_IMM &&
+            in->o[i].kind != OPK_MEM && in->o[i].kind != OPK_REL)
             return true;
     return false;
 }

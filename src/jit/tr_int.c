@@ -88,6 +88,27 @@ static void byte_to_t1(struct tr *t, unsigned n)
     }
 }
 
+/* A high byte as an operand that may be written, from here to high_end(): ch is brought to the low byte meanwhile. */
+static struct rm high_begin(struct tr *t, unsigned n, unsigned *f)
+{
+    const unsigned g = t->in->o[n].reg;
+
+    *f = 0;
+    if (g != R_RCX)
+        return rm_reg(4 + g);
+    *f = EF_B8;
+    e_rorx(&t->e, tr_host_reg[g], tr_host_reg[g], 8);
+    return rm_reg(tr_host_reg[g]);
+}
+
+static void high_end(struct tr *t, unsigned n)
+{
+    const unsigned g = t->in->o[n].reg;
+
+    if (g == R_RCX)
+        e_rorx(&t->e, tr_host_reg[g], tr_host_reg[g], 56);
+}
+
 /* op r/m8, r8 where one or both are high bytes. reg: its opcode with the register first; imm: its opcode with an
  * immediate, n is then the number in ModRM. */
 static bool high_byte(struct tr *t, uint8_t reg, uint8_t imm, unsigned n, bool write)
@@ -95,8 +116,9 @@ static bool high_byte(struct tr *t, uint8_t reg, uint8_t imm, unsigned n, bool w
     const struct insn *in = t->in;
     struct emit *e = &t->e;
     struct rm rm;
+    unsigned f;
 
-    if ((in->pfx & PFX_LOCK) || (is_high(in, 0) && in->o[0].reg == R_RCX))
+    if (in->pfx & PFX_LOCK)
         return false;
     if (is_mem(in, 0)) {
         if (!tr_access(t, 1, write, 0, true, &rm))
@@ -112,8 +134,10 @@ static bool high_byte(struct tr *t, uint8_t reg, uint8_t imm, unsigned n, bool w
         return true;
     }
     if (in->o[1].kind == OPK_IMM) {
-        e_op(e, 0, 0, imm, n, rm_reg(4 + in->o[0].reg));
+        rm = high_begin(t, 0, &f);
+        e_op(e, f, 0, imm, n, rm);
         e1(e, in->imm);
+        high_end(t, 0);
         return true;
     }
     if (is_mem(in, 1)) {
@@ -124,7 +148,9 @@ static bool high_byte(struct tr *t, uint8_t reg, uint8_t imm, unsigned n, bool w
     } else {
         byte_to_t1(t, 1);
     }
-    e_op(e, 0, 0, reg, 4 + in->o[0].reg, rm_reg(T1));
+    rm = high_begin(t, 0, &f);
+    e_op(e, f, 0, reg, rm.reg, rm_reg(T1));
+    high_end(t, 0);
     return true;
 }
 
@@ -258,6 +284,14 @@ static bool tr_unary(struct tr *t)
         e_op(&t->e, ef(size) | (in->pfx & PFX_LOCK ? EF_LOCK : 0), 0, group + !byte, n, rm);
         return true;
     }
+    if (is_high(in, 0)) {
+        unsigned f;
+        const struct rm rm = high_begin(t, 0, &f);
+
+        e_op(&t->e, f, 0, group, n, rm);
+        high_end(t, 0);
+        return true;
+    }
     if (!is_reg(in, 0))
         return false;
     e_op(&t->e, ef(size), 0, group + !byte, n, rm_reg(in_reg(t, 0)));
@@ -288,6 +322,10 @@ static bool mov_to_mem(struct tr *t)
     }
     return true;
 }
+
+#define SEG_SEL(n)                                                                                                    \
+    ((int32_t)(offsetof(struct cpu, s.seg) + (n) * sizeof(struct segment)) + (int32_t)offsetof(struct segment, sel) - \
+     FLAT_BASE)
 
 static bool tr_mov(struct tr *t)
 {
@@ -334,6 +372,9 @@ static bool tr_mov(struct tr *t)
             e_op(e, ef(size), 0, byte ? 0x8a : 0x8b, dst, r(in, 1));
             out_reg(t, 0);
         }
+    } else if (in->o[1].kind == OPK_SEG && size >= 4) { /* an exception's entry and a scheduler look at them */
+        e_op(e, 0, 1, 0xb7, T1, rm_cpu(SEG_SEL(in->o[1].reg)));
+        e_mov_store(e, r(in, 0), T1);
     } else {
         return false;
     }
@@ -413,6 +454,41 @@ static bool tr_lea(struct tr *t)
     return true;
 }
 
+static void byte_from_t1(struct tr *t, unsigned n)
+{
+    struct rm rm;
+    unsigned f;
+
+    if (!is_high(t->in, n)) {
+        e_op(&t->e, EF_B8, 0, 0x88, T1, r(t->in, n));
+        return;
+    }
+    rm = high_begin(t, n, &f);
+    e_op(&t->e, f, 0, 0x88, T1, rm);
+    high_end(t, n);
+}
+
+/* Two registers of 1 or 2 bytes, with no other bytes changed. */
+static bool xchg_part(struct tr *t)
+{
+    struct emit *e = &t->e;
+
+    if (t->in->o[0].size == 2) {
+        e_mov_load32(e, T0, r(t->in, 0));
+        e_mov_load32(e, T1, r(t->in, 1));
+        e_op(e, EF_O16, 0, 0x89, T1, r(t->in, 0));
+        e_op(e, EF_O16, 0, 0x89, T0, r(t->in, 1));
+        return true;
+    }
+    byte_to_t1(t, 0);
+    e_mov_load32(e, T0, rm_reg(T1));
+    byte_to_t1(t, 1);
+    byte_from_t1(t, 0);
+    e_mov_load32(e, T1, rm_reg(T0));
+    byte_from_t1(t, 1);
+    return true;
+}
+
 static bool tr_xchg(struct tr *t)
 {
     const struct insn *in = t->in;
@@ -422,6 +498,8 @@ static bool tr_xchg(struct tr *t)
     struct rm rm;
     uint8_t reg;
 
+    if (!first && !is_mem(in, 1) && size < 4 && !(in->pfx & PFX_LOCK))
+        return xchg_part(t);
     if (!first && !is_mem(in, 1)) {
         if (!is_reg(in, 0) || !is_reg(in, 1) || (in->pfx & PFX_LOCK) || size < 4)
             return false;
@@ -499,6 +577,18 @@ static bool tr_shift(struct tr *t)
     by_cl = in->o[1].kind == OPK_REG;
     if ((!by_cl && in->o[1].kind != OPK_IMM) || (in->pfx & PFX_LOCK))
         return false;
+    if (is_high(in, 0)) {
+        unsigned f;
+
+        if (by_cl)
+            e_mov_load32(&t->e, T1, rm_reg(tr_host_reg[R_RCX]));
+        rm = high_begin(t, 0, &f);
+        e_op(&t->e, f, 0, by_cl ? 0xd2 : 0xc0, n, rm);
+        if (!by_cl)
+            e1(&t->e, in->imm);
+        high_end(t, 0);
+        return true;
+    }
     if (is_mem(in, 0)) {
         if (!tr_access(t, size, true, 0, by_cl, &rm))
             return false;
@@ -636,8 +726,40 @@ static bool tr_bit_scan(struct tr *t)
     return true;
 }
 
-/* bt bts btr btc: on registers by register or immediate, on memory by immediate (a register offset moves the address)
- */
+/* bt bts btr btc on memory by a register, whose value moves the address by whole operands. */
+static bool bit_string(struct tr *t, unsigned n)
+{
+    const struct insn *in = t->in;
+    const unsigned size = in->o[0].size;
+    const struct rm temp = rm_cpu(CPU(s.rip));
+    struct emit *e = &t->e;
+    struct rm rm;
+    uint8_t reg;
+
+    if (size < 4 || in->asize != 8 || !tr_address_ok(in))
+        return false;
+    reg = in_reg(t, 1);
+    e_mov_imm32(e, T0, size == 8 ? 6 : 5);
+    e_vex(e, 2, 2, size == 8, 0xf7, T0, T0, rm_reg(reg)); /* sarx */
+    if (size == 4)
+        e_op(e, EF_W, 0, 0x63, T0, rm_reg(T0));
+    e_mov_store(e, temp, T0);
+    rm = tr_access_element(t, size, n != 4);
+    e_op(e, EF_W, 0, 0xc7, 0, temp); /* mov qword, imm32 */
+    e4(e, 8 * size - 1);
+    reg = in_reg(t, 1);
+    e_pext(e, T1, reg, temp);
+    tr_site(t);
+    if (n == 4) {
+        e_op(e, ef(size), 0, 0x8b, T0, rm);
+        e_op(e, ef(size), 1, 0xa3, T1, rm_reg(T0));
+    } else {
+        e_op(e, ef(size) | (in->pfx & PFX_LOCK ? EF_LOCK : 0), 1, 0x83 + 8 * n, T1, rm);
+    }
+    return true;
+}
+
+/* bt bts btr btc: on registers by register or immediate, on memory by immediate */
 static bool tr_bt(struct tr *t)
 {
     const struct insn *in = t->in;
@@ -646,8 +768,10 @@ static bool tr_bt(struct tr *t)
     struct rm rm;
     uint8_t dst = H_NONE;
 
-    if (!lock_ok(in) || (in->o[1].kind != OPK_IMM && is_mem(in, 0)))
+    if (!lock_ok(in))
         return false;
+    if (in->o[1].kind != OPK_IMM && is_mem(in, 0))
+        return bit_string(t, n);
     if (is_mem(in, 0)) {
         if (!tr_mem(t, size, n != 4, &rm))
             return false;
@@ -693,6 +817,17 @@ static bool tr_bytes(struct tr *t)
         return false;
     memcpy(t->e.w, t->in->bytes, t->in->len);
     t->e.w += t->in->len;
+    return true;
+}
+
+/* CLFLUSH and its kin touch the line as a read does, and the host's caches are coherent. */
+static bool tr_clflush(struct tr *t)
+{
+    struct rm rm;
+
+    if ((t->in->pfx & PFX_LOCK) || !tr_mem(t, 1, false, &rm))
+        return false;
+    e_op(&t->e, 0, 1, 0xb6, T1, rm); /* movzx ecx, byte */
     return true;
 }
 
@@ -751,6 +886,7 @@ static bool tr_cmov(struct tr *t)
 static bool tr_setcc(struct tr *t)
 {
     const struct insn *in = t->in;
+    unsigned f = EF_B8;
     struct rm rm;
 
     if (is_mem(in, 0)) {
@@ -758,10 +894,14 @@ static bool tr_setcc(struct tr *t)
             return false;
     } else if (is_reg(in, 0)) {
         rm = r(in, 0);
+    } else if (is_high(in, 0)) {
+        rm = high_begin(t, 0, &f);
     } else {
         return false;
     }
-    e_op(&t->e, EF_B8, 1, 0x90 | tr_cond(in->op), 0, rm);
+    e_op(&t->e, f, 1, 0x90 | tr_cond(in->op), 0, rm);
+    if (is_high(in, 0))
+        high_end(t, 0);
     return true;
 }
 
@@ -783,6 +923,35 @@ static bool tr_jcc(struct tr *t)
         return false;
     tr_goto_if(t, tr_cond(t->in->op), disp);
     tr_goto_next(t);
+    t->ended = true;
+    return true;
+}
+
+/* JECXZ JRCXZ LOOP: the host's jrcxz, over a jump to what comes next. */
+static bool tr_jrcxz(struct tr *t)
+{
+    const uint8_t rcx = tr_host_reg[R_RCX];
+    const bool loop = t->in->op == OP_LOOP, wide = t->in->asize == 8;
+    struct emit *e = &t->e;
+    uint8_t *zero, *over;
+    int32_t disp;
+
+    /* a LOOP that faults at its target has not counted */
+    if (t->in->asize < 4 || !relative(t, &disp) || (loop && t->jb->key & KEY_EDGE))
+        return false;
+    tr_islands(t, false, 110);
+    if (loop)
+        e_op(e, wide ? EF_W : 0, 0, 0x8d, rcx, rm_mem(rcx, -1));
+    e_op(e, wide ? EF_W : 0, 0, 0x8b, T1, rm_reg(rcx));
+    zero = e_jrcxz_later(e);
+    over = e_jmp_later(e);
+    e_fix8(zero, e->w);
+    tr_goto(t, loop ? (int32_t)t->next_off : disp);
+    e_fix32(e, over, e->w);
+    if (loop)
+        tr_goto(t, disp);
+    else
+        tr_goto_next(t);
     t->ended = true;
     return true;
 }
@@ -1094,6 +1263,24 @@ tr_fn *const tr_table[OP_COUNT] = {
     [OP_PREFETCHW] = tr_nop,
     [OP_PREFETCHWT1] = tr_nop,
     [OP_LEAVE] = tr_leave,
+    [OP_CLFLUSH] = tr_clflush,
+    [OP_CLFLUSHOPT] = tr_clflush,
+    [OP_CLWB] = tr_clflush,
+    [OP_JECXZ] = tr_jrcxz,
+    [OP_JRCXZ] = tr_jrcxz,
+    [OP_LOOP] = tr_jrcxz,
+    [OP_MOVSB] = tr_string,
+    [OP_MOVSW] = tr_string,
+    [OP_MOVSD_STR] = tr_string,
+    [OP_MOVSQ] = tr_string,
+    [OP_STOSB] = tr_string,
+    [OP_STOSW] = tr_string,
+    [OP_STOSD] = tr_string,
+    [OP_STOSQ] = tr_string,
+    [OP_LODSB] = tr_string,
+    [OP_LODSW] = tr_string,
+    [OP_LODSD] = tr_string,
+    [OP_LODSQ] = tr_string,
     [OP_PUSHFQ] = tr_pushf,
     [OP_CLI] = tr_cli,
     [OP_STI] = tr_sti,

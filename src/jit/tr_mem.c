@@ -51,7 +51,7 @@ void tr_ea(struct tr *t)
     address_offset(t, t->in);
 }
 
-static bool address_ok(const struct insn *in)
+bool tr_address_ok(const struct insn *in)
 {
     if (in->asize == 2 || in->disp != (int32_t)in->disp || (in->base == REG_RIP && in->disp > 0x7fff0000))
         return false;
@@ -62,9 +62,13 @@ bool tr_address(struct tr *t)
 {
     const struct insn *in = t->in;
 
-    if (!address_ok(in))
+    if (!tr_address_ok(in))
         return false;
     address_offset(t, in);
+    if (t->element) {
+        e_mov_load(&t->e, T1, rm_cpu(CPU(s.rip)));
+        e_lea(&t->e, T0, (struct rm){.mem = true, .reg = T0, .index = T1, .scale = (uint8_t)(t->element == 8 ? 3 : 2)});
+    }
     if (in->seg == SEG_FS || in->seg == SEG_GS) {
         e_mov_load(&t->e, T1, rm_cpu(SEG_BASE(in->seg)));
         e_lea(&t->e, T0, (struct rm){.mem = true, .reg = T0, .index = T1});
@@ -85,7 +89,7 @@ static unsigned slot_key(const struct insn *in)
 /* The operand as host registers and at most one word of the state. */
 static struct tr_ea near_ea(const struct tr *t, const struct insn *in)
 {
-    struct tr_ea a = {.near = in->asize == 8, .key = slot_key(in)};
+    struct tr_ea a = {.near = in->asize == 8 && !t->element, .key = t->element ? TR_KEY_NONE : slot_key(in)};
     int64_t disp = in->disp;
     unsigned words = 0;
 
@@ -549,11 +553,21 @@ bool tr_access(struct tr *t, unsigned size, bool write, unsigned align, bool kee
     struct tr_ea a;
 
     t->crossing = NULL;
-    if (!address_ok(in))
+    if (!tr_address_ok(in))
         return false;
     a = near_ea(t, in);
     *rm = check(t, &a, &m, align, keep_t1);
     return true;
+}
+
+struct rm tr_access_element(struct tr *t, unsigned size, bool write)
+{
+    struct rm rm;
+
+    t->element = size;
+    tr_access(t, size, write, 0, true, &rm);
+    t->element = 0;
+    return rm;
 }
 
 bool tr_mem(struct tr *t, unsigned size, bool write, struct rm *rm)
@@ -570,6 +584,15 @@ struct rm tr_stack(struct tr *t, unsigned guest_reg, int32_t disp, bool write, b
     const struct tr_member m = {
         .base = guest_reg, .index = REG_NONE, .size = 8, .write = write, .stack = true, .disp = disp};
 
+    return check(t, &a, &m, 0, keep_t1);
+}
+
+struct rm tr_at(struct tr *t, unsigned guest_reg, unsigned size, bool write, bool keep_t1)
+{
+    const struct tr_ea a = {.rm = rm_mem(tr_host_reg[guest_reg], 0), .near = true, .key = guest_reg};
+    const struct tr_member m = {.base = REG_NONE, .index = REG_NONE, .size = size, .write = write};
+
+    t->crossing = NULL;
     return check(t, &a, &m, 0, keep_t1);
 }
 
