@@ -66,9 +66,27 @@ uint64_t cpu_fpu_xcr0_mask(void); /* components that a guest may enable */
  * cached translations of the domain that reach it with access `what` are dropped before this returns; with ACC_EXEC
  * also the decoded code. Waits until every cpu in guest mode has passed a safepoint. Not to be called in guest mode. */
 void cpu_drop_host_range(struct cpu_domain *, hva_t hva, size_t size, unsigned what);
+/* The same in two parts, for a caller that has something else to wait for meanwhile: after the change of the tables,
+ * and before the memory goes. */
+void cpu_drop_ask(struct cpu_domain *);
+void cpu_drop_wait(struct cpu_domain *, hva_t hva, size_t size, unsigned what);
 /* memcpy between the client's memory and ours: 0, or -1 where it cannot be read or written. Outside of guest mode too;
  * a thread that blocks SIGSEGV and is no vCPU's dies of a bad pointer. */
 int cpu_copy_user(void *dst, const void *src, size_t n);
+/* The host's core that the calling thread runs on, as the kernel writes it into the thread's rseq area; ~0: not known.
+ * A load. Waiting: who was last on this core has lost it to the waiter, so sleep; who is on another one answers sooner
+ * than an interrupt between cores takes (50 us inside of a virtual machine), so look at it for a while. */
+static inline uint32_t cpu_host_core(void)
+{
+    extern const ptrdiff_t __rseq_offset __attribute__((weak)); /* glibc 2.35 */
+    extern const unsigned __rseq_size __attribute__((weak));
+    uint32_t core = ~0u; /* cpu_id, the second word; below 0: not registered */
+
+    if (&__rseq_size && &__rseq_offset && __rseq_size)
+        __asm__ volatile("movl %%fs:4(%1), %0" : "=r"(core) : "r"(__rseq_offset));
+    return core;
+}
+#define CPU_LOOK_CYCLES 131072u /* of the TSC */
 /* Every cpu that is in guest mode now has passed a safepoint when this returns. */
 void cpu_epoch_wait(struct cpu_domain *);
 /* Code that was decoded is compared with memory again before it next runs (KVM_RUN after EINTR, SET_REGS ...). */

@@ -130,7 +130,7 @@ struct cpu {
     uint64_t bounce_gva, bounce_word[2];
     struct {
         uint64_t guest, host, first;
-    } pair; /* an engine's: stacks of translated code and of who runs it; where the former begins */
+    } pair;               /* an engine's: stacks of translated code and of who runs it; where the former begins */
     uint64_t saved_flags; /* an engine's: RAX behind LAHF and SETO AL */
 };
 
@@ -224,6 +224,7 @@ void fpu_cpu_reset(struct cpu *); /* fpu.c: power-on reset: x87, SSE and AVX sta
  * reads the port. */
 void emul_remember(struct cpu *, const struct insn *); /* engines: this instruction made the exit that is recorded */
 int emul_pio(struct cpu *, uint16_t port, unsigned size, bool in, void *buf, unsigned count, unsigned *done);
+bool emul_pio_begun(const struct cpu *); /* under emulation: this instruction's call was made before */
 /* A host fault in a re-encoded guest instruction (native.c): 1 = ours, the context was mended. */
 int native_fault(struct cpu *, int sig, void *siginfo, void *ucontext);
 

@@ -240,6 +240,11 @@ struct kvm_arch {
     uint64_t last_tsc_nsec, last_tsc_write, last_tsc_khz, cur_tsc_offset;
     size_t mmu_pages, mmu_chunks; /* EPT tables in use, and what holds them */
     void **mmu_chunk;
+    struct host_mapping { /* of the client: what mmu.c knows of some, under mmu_lock */
+        hva_t from, to;
+        uint8_t kind; /* enum slot_populate */
+    } mappings[8];
+    unsigned next_mapping;
     uint32_t disabled_exits; /* KVM_X86_DISABLE_EXITS_* */
     struct kvm_vm_hv hv;
     _Atomic uint64_t disabled_quirks; /* KVM_CAP_DISABLE_QUIRKS2 */
@@ -418,7 +423,8 @@ void record_steal_time(struct kvm_vcpu *);
 int kvm_mmu_init_vm(struct kvm *);
 void kvm_mmu_uninit_vm(struct kvm *);
 int kvm_tdp_page_fault(struct kvm_vcpu *, gpa_t, uint64_t ept_qualification); /* 1: mapped; 0: MMIO; <0 errno */
-void kvm_mmu_zap_slot(struct kvm *, struct kvm_memory_slot *);                /* drop EPT entries, flush all, wait */
+bool kvm_mmu_zap_slot(struct kvm *, struct kvm_memory_slot *); /* drop EPT entries, ask for flushes: true: then wait */
+void kvm_mmu_zap_wait(struct kvm *, struct kvm_memory_slot *);
 void kvm_mmu_write_protect_slot(struct kvm *, struct kvm_memory_slot *, const unsigned long *mask);
 /* Up to 64 pages from offset on; true: some was writable, and cpu_drop_host_range() is left to the caller */
 bool kvm_mmu_protect_window(struct kvm *, struct kvm_memory_slot *, uint64_t offset, unsigned long mask);

@@ -2,8 +2,9 @@
  * kvm_memslots.c: guest-physical memory: slots, the dirty log, KVM's own accesses.
  *
  * The array of slots is immutable: a change publishes a new one. Readers outside of guest mode are in a section of
- * kvm->srcu; the processor's cached translations go by kvm_mmu_zap_slot(), which waits for the vCPUs in guest mode. So
- * for a slot that goes: publish without it, wait for the readers, drop the EPT entries, free. Writers hold slots_lock.
+ * kvm->srcu; the processor's cached translations go by kvm_mmu_zap_slot() and kvm_mmu_zap_wait(), which waits for the
+ * vCPUs in guest mode. So for a slot that goes: publish without it, drop the EPT entries and ask the vCPUs, wait for
+ * the readers and for the vCPUs, free. Writers hold slots_lock.
  */
 #include <errno.h>
 #include <stdlib.h>
@@ -195,12 +196,18 @@ static int slot_ids(struct kvm *kvm, unsigned as_id)
     return kvm->slot_by_id[as_id] ? 0 : -ENOMEM;
 }
 
-/* No thread uses the old array when this returns. */
-static void publish(struct kvm *kvm, unsigned as_id, struct kvm_memslots *new)
+/* Returns the old array, for retire(): there may be readers of it, and of a slot that is not in the new one. */
+static struct kvm_memslots *publish(struct kvm *kvm, unsigned as_id, struct kvm_memslots *new)
 {
     struct kvm_memslots *old = atomic_exchange(&kvm->memslots[as_id], new);
 
     atomic_fetch_add(&kvm->memslots_changes, 1);
+    return old;
+}
+
+/* No thread uses the old array when this returns. */
+static void retire(struct kvm *kvm, unsigned as_id, struct kvm_memslots *old)
+{
     srcu_synchronize(&kvm->srcu);
     free(kvm->memslots_spare[as_id]);
     kvm->memslots_spare[as_id] = old;
@@ -279,13 +286,17 @@ static const struct kvm_memory_slot *overlapping(const struct kvm_memslots *slot
 
 static int delete_slot(struct kvm *kvm, struct kvm_memory_slot *old)
 {
-    struct kvm_memslots *without = slots_changed(kvm, old->as_id, old, NULL);
+    struct kvm_memslots *slots = slots_changed(kvm, old->as_id, old, NULL);
+    bool mapped;
 
-    if (!without)
+    if (!slots)
         return -ENOMEM;
     kvm->slot_by_id[old->as_id][old->id] = NULL;
-    publish(kvm, old->as_id, without);
-    kvm_mmu_zap_slot(kvm, old);
+    slots = publish(kvm, old->as_id, slots);
+    mapped = kvm_mmu_zap_slot(kvm, old); /* a fault that is on its way looks at the array again before it maps */
+    retire(kvm, old->as_id, slots);
+    if (mapped)
+        kvm_mmu_zap_wait(kvm, old);
     slot_free(old, NULL);
     return 0;
 }
@@ -331,7 +342,7 @@ static int change_flags(struct kvm *kvm, struct kvm_memory_slot *old, const stru
         return -ENOMEM;
     }
     kvm->slot_by_id[new->as_id][new->id] = new;
-    publish(kvm, new->as_id, slots);
+    retire(kvm, new->as_id, publish(kvm, new->as_id, slots));
     if (kvm_slot_dirty_track_enabled(new) && !kvm_slot_dirty_track_enabled(old) &&
         (kvm->dirty_ring_size || !kvm->dirty_log_initially_set))
         kvm_mmu_write_protect_slot(kvm, new, NULL);
@@ -349,7 +360,7 @@ static int create_slot(struct kvm *kvm, const struct kvm_userspace_memory_region
         return -ENOMEM;
     }
     kvm->slot_by_id[new->as_id][new->id] = new;
-    publish(kvm, new->as_id, slots);
+    retire(kvm, new->as_id, publish(kvm, new->as_id, slots));
     return 0;
 }
 

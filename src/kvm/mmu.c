@@ -21,7 +21,7 @@
 #define EPT_PRESENT (EPT_R | EPT_W | EPT_X)
 #define ACC_ALL     (ACC_READ | ACC_WRITE | ACC_EXEC)
 /* slot->populate */
-enum slot_populate { POPULATE_UNKNOWN, POPULATE_RUNS, POPULATE_PAGE };
+enum slot_populate { POPULATE_UNKNOWN, POPULATE_ANONYMOUS, POPULATE_RUNS, POPULATE_PAGE };
 
 #ifndef MADV_POPULATE_READ
 #define MADV_POPULATE_READ  22
@@ -159,7 +159,7 @@ static bool for_leaves(struct kvm *kvm, const struct kvm_memory_slot *slot, gfn_
     return changed;
 }
 
-void kvm_mmu_zap_slot(struct kvm *kvm, struct kvm_memory_slot *slot)
+bool kvm_mmu_zap_slot(struct kvm *kvm, struct kvm_memory_slot *slot)
 {
     bool changed;
 
@@ -169,7 +169,13 @@ void kvm_mmu_zap_slot(struct kvm *kvm, struct kvm_memory_slot *slot)
     kvm_trace(TRACE_MMU, "zap slot %u: gfn %#llx, %llu pages", slot->id, (unsigned long long)slot->base_gfn,
               (unsigned long long)slot->npages);
     if (changed)
-        cpu_drop_host_range(kvm->domain, slot->userspace_addr, slot->npages << PAGE_SHIFT, ACC_ALL);
+        cpu_drop_ask(kvm->domain);
+    return changed;
+}
+
+void kvm_mmu_zap_wait(struct kvm *kvm, struct kvm_memory_slot *slot)
+{
+    cpu_drop_wait(kvm->domain, slot->userspace_addr, slot->npages << PAGE_SHIFT, ACC_ALL);
 }
 
 void kvm_mmu_write_protect_slot(struct kvm *kvm, struct kvm_memory_slot *slot, const unsigned long *mask)
@@ -196,10 +202,10 @@ bool kvm_mmu_protect_window(struct kvm *kvm, struct kvm_memory_slot *slot, uint6
 
 /* ---- host memory ---- */
 /* Anonymous memory and memfds may be made in runs; a file's pages are not dirtied before the guest asks. */
-static enum slot_populate ask_kind(hva_t hva)
+static struct host_mapping ask_kind(hva_t hva)
 {
     FILE *f = os_may_open() ? fopen("/proc/self/maps", "re") : NULL;
-    enum slot_populate kind = POPULATE_PAGE;
+    struct host_mapping m = {.kind = POPULATE_PAGE};
     char line[512];
 
     while (f && fgets(line, sizeof(line), f)) {
@@ -208,22 +214,49 @@ static enum slot_populate ask_kind(hva_t hva)
 
         if (sscanf(line, "%llx-%llx %*s %*s %*s %llu %n", &from, &to, &inode, &path) != 3 || hva < from || hva >= to)
             continue;
-        if (inode == 0 || strstr(line + path, "/memfd:") == line + path ||
-            strstr(line + path, "/dev/zero") == line + path)
-            kind = POPULATE_RUNS;
+        m.from = from;
+        m.to = to;
+        if (inode == 0)
+            m.kind = POPULATE_ANONYMOUS;
+        else if (strstr(line + path, "/memfd:") == line + path || strstr(line + path, "/dev/zero") == line + path)
+            m.kind = POPULATE_RUNS;
         break;
     }
     if (f)
         fclose(f);
-    return kind;
+    return m;
 }
 
-static uint8_t populate_kind(struct kvm_memory_slot *slot)
+/* Slots come and go in the same mappings (a ROM's shadow, a BAR), and a question takes 50 us and more. An answer that
+ * has become old costs time, or space in a sparse file. */
+static uint8_t known_kind(struct kvm *kvm, hva_t hva)
+{
+    struct kvm_arch *a = &kvm->arch;
+    struct host_mapping answer;
+    uint8_t kind = POPULATE_UNKNOWN;
+
+    pthread_mutex_lock(&a->mmu_lock);
+    for (unsigned i = 0; i < ARRAY_SIZE(a->mappings) && kind == POPULATE_UNKNOWN; i++) {
+        const struct host_mapping *m = &a->mappings[i];
+
+        kind = hva >= m->from && hva < m->to ? m->kind : POPULATE_UNKNOWN;
+    }
+    pthread_mutex_unlock(&a->mmu_lock);
+    if (kind != POPULATE_UNKNOWN)
+        return kind;
+    answer = ask_kind(hva);
+    pthread_mutex_lock(&a->mmu_lock);
+    a->mappings[a->next_mapping++ % ARRAY_SIZE(a->mappings)] = answer;
+    pthread_mutex_unlock(&a->mmu_lock);
+    return answer.kind;
+}
+
+static uint8_t populate_kind(struct kvm *kvm, struct kvm_memory_slot *slot)
 {
     uint8_t kind = atomic_load_explicit(&slot->populate, memory_order_relaxed);
 
     if (kind == POPULATE_UNKNOWN) {
-        kind = ask_kind(slot->userspace_addr);
+        kind = known_kind(kvm, slot->userspace_addr);
         atomic_store_explicit(&slot->populate, kind, memory_order_relaxed);
     }
     return kind;
@@ -237,20 +270,44 @@ void kvm_mmu_ask_slots(struct kvm *kvm)
         struct kvm_memslots *slots = atomic_load(&kvm->memslots[as]);
 
         for (unsigned i = 0; slots && i < slots->used; i++)
-            populate_kind(slots->slot[i]);
+            populate_kind(kvm, slots->slot[i]);
     }
     srcu_read_unlock(&kvm->srcu, token);
 }
 
+/* What the host has of the 2 MiB around a page (memory that the client touched, or a huge page): n gfns from start on,
+ * 0: not known. */
+struct resident {
+    gfn_t start, n;
+    hva_t hva;
+    unsigned char page[LARGE_PAGES];
+};
+
+static void ask_resident(const struct kvm_memory_slot *slot, gfn_t gfn, struct resident *res)
+{
+    const gfn_t table = gfn & ~(gfn_t)(LARGE_PAGES - 1), last = slot->base_gfn + slot->npages;
+    const gfn_t end = table + LARGE_PAGES > last ? last : table + LARGE_PAGES;
+
+    res->start = table < slot->base_gfn ? slot->base_gfn : table;
+    res->hva = slot->userspace_addr + ((res->start - slot->base_gfn) << PAGE_SHIFT);
+    res->n = end - res->start;
+    if (kvm_slot_dirty_track_enabled(slot) || (slot->flags & KVM_MEM_READONLY) ||
+        mincore((void *)res->hva, res->n << PAGE_SHIFT, res->page))
+        res->n = 0;
+}
+
 /* Is the page there, with the access that is wanted? 1: writable, 0: readable only, -EFAULT: gone. The run
- * [*first, *first + *n) of gfns around it that was made with it is what may be mapped. */
-static int make_pages(struct kvm_memory_slot *slot, gfn_t gfn, bool write, gfn_t *first, gfn_t *n)
+ * [*first, *first + *n) of gfns around it that was made with it is what may be mapped. Pages that are there are not
+ * made once more: half a microsecond each, in which a slot that goes waits for the fault. */
+static int make_pages(struct kvm *kvm, struct kvm_memory_slot *slot, gfn_t gfn, bool write, const struct resident *res,
+                      gfn_t *first, gfn_t *n)
 {
     const hva_t hva = slot->userspace_addr + ((gfn - slot->base_gfn) << PAGE_SHIFT);
-    const uint8_t kind = populate_kind(slot);
+    const uint8_t kind = populate_kind(kvm, slot);
     const bool logged = write && kvm_slot_dirty_track_enabled(slot); /* map_run() makes this page alone writable */
+    const bool there = kind == POPULATE_ANONYMOUS && res->n && res->page[gfn - res->start] & 1;
 
-    if (kind == POPULATE_RUNS && !(slot->flags & KVM_MEM_READONLY) && !logged) {
+    if (kind != POPULATE_PAGE && !(slot->flags & KVM_MEM_READONLY) && !logged && !there) {
         gfn_t start = gfn & ~(gfn_t)(RUN_PAGES - 1), end = start + RUN_PAGES;
 
         start = start < slot->base_gfn ? slot->base_gfn : start;
@@ -264,32 +321,26 @@ static int make_pages(struct kvm_memory_slot *slot, gfn_t gfn, bool write, gfn_t
     }
     *first = gfn;
     *n = 1;
-    if ((write || kind == POPULATE_RUNS) && madvise((void *)hva, PAGE_SIZE, MADV_POPULATE_WRITE) == 0)
+    if ((write || kind != POPULATE_PAGE) && madvise((void *)hva, PAGE_SIZE, MADV_POPULATE_WRITE) == 0)
         return 1;
     if (!write && madvise((void *)hva, PAGE_SIZE, MADV_POPULATE_READ) == 0)
         return 0;
     return -EFAULT;
 }
 
-/* After make_pages: what else of these 2 MiB the host has (memory that the client touched, or a huge page) is mapped by
- * the same fault: one call here against a fault for each run of pages. True: all of it, at the distance of a 2 MiB
- * page. A page that the host takes back meanwhile is its own fault later. */
-static bool add_resident(struct kvm_memory_slot *slot, gfn_t gfn, gfn_t *first, gfn_t *n)
+/* After make_pages: what else is resident is mapped by the same fault, against a fault for each run of pages. True: all
+ * of it, at the distance of a 2 MiB page. A page that the host takes back meanwhile is its own fault later. */
+static bool add_resident(const struct resident *res, gfn_t *first, gfn_t *n)
 {
-    const gfn_t table = gfn & ~(gfn_t)(LARGE_PAGES - 1), last = slot->base_gfn + slot->npages;
-    const gfn_t start = table < slot->base_gfn ? slot->base_gfn : table;
-    const gfn_t end = table + LARGE_PAGES > last ? last : table + LARGE_PAGES;
-    const hva_t hva = slot->userspace_addr + ((start - slot->base_gfn) << PAGE_SHIFT);
-    unsigned char resident[LARGE_PAGES];
+    const gfn_t start = res->start, end = start + res->n;
 
-    if (kvm_slot_dirty_track_enabled(slot) || (slot->flags & KVM_MEM_READONLY) ||
-        mincore((void *)hva, (end - start) << PAGE_SHIFT, resident))
+    if (!res->n)
         return false;
-    while (*first > start && resident[*first - 1 - start] & 1)
+    while (*first > start && res->page[*first - 1 - start] & 1)
         --*first, ++*n;
-    while (*first + *n < end && resident[*first + *n - start] & 1)
+    while (*first + *n < end && res->page[*first + *n - start] & 1)
         ++*n;
-    return *n == LARGE_PAGES && !(hva & (LARGE_PAGES * PAGE_SIZE - 1));
+    return *n == LARGE_PAGES && !(res->hva & (LARGE_PAGES * PAGE_SIZE - 1));
 }
 
 /* ---- EPT violations ---- */
@@ -329,16 +380,18 @@ static int map_run(struct kvm *kvm, struct kvm_memory_slot *slot, gfn_t gfn, boo
 static int fault_in_slot(struct kvm_vcpu *vcpu, struct kvm_memory_slot *slot, gfn_t gfn, bool write)
 {
     struct kvm *kvm = vcpu->kvm;
+    struct resident res;
     gfn_t first, n;
     bool large;
     int r;
 
     if (write && (slot->flags & KVM_MEM_READONLY))
         return 0; /* the monitor gets the write */
-    r = make_pages(slot, gfn, write, &first, &n);
+    ask_resident(slot, gfn, &res);
+    r = make_pages(kvm, slot, gfn, write, &res, &first, &n);
     if (r < 0)
         return r;
-    large = r == 1 && add_resident(slot, gfn, &first, &n);
+    large = r == 1 && add_resident(&res, &first, &n);
     pthread_mutex_lock(&kvm->arch.mmu_lock);
     /* The slot may have gone meanwhile: who takes it away publishes first, then zaps under the lock. */
     if (gfn_to_memslot(kvm, slot->as_id, gfn) == slot)

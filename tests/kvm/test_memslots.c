@@ -203,6 +203,69 @@ static void slot_comes_and_goes(void **state)
     munmap(c.memory, PAGE);
 }
 
+/* Two vCPUs read a number at 0x3000, then one in a slot, which is never older: when a change is done, no access goes to
+ * the memory that was there before. A slot that is away reads as all ones. */
+GUEST64(g_compare,
+        "mov $0x40000000, %rdi; 1: mov 0x3000, %rax; mov (%rdi), %rbx; cmp %rax, %rbx; jae 1b; out %al, $0x10; jmp 1b");
+struct comparer {
+    struct vm vm;
+    _Atomic bool stop;
+    unsigned old, away;
+};
+
+static void *compare_thread(void *arg)
+{
+    struct comparer *c = arg;
+    struct kvm_run *run = c->vm.run;
+
+    while (!atomic_load(&c->stop)) {
+        if (vm_run(&c->vm))
+            continue;
+        if (run->exit_reason != KVM_EXIT_MMIO) {
+            c->old++;
+            continue;
+        }
+        memset(run->mmio.data, 0xff, 8);
+        c->away++;
+    }
+    return NULL;
+}
+
+static void memory_of_a_slot_changes(void **state)
+{
+    struct vm *vm = *state;
+    struct comparer c[2] = {{.vm = *vm}, {.vm = vm_vcpu(vm, 1)}};
+    uint64_t *page[2], *number = (uint64_t *)(vm->ram + 0x3000);
+    pthread_t thread[2];
+
+    for (unsigned i = 0; i < 2; i++)
+        page[i] = mmap(NULL, PAGE, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
+    LOAD(vm, 0x1000, g_compare);
+    for (unsigned i = 0; i < 2; i++)
+        vm_long_mode(&c[i].vm, 0x1000);
+    ((uint64_t *)(vm->ram + 0x11000))[1] = 0x40000000 | 0x83;
+    for (unsigned i = 0; i < 2; i++)
+        pthread_create(&thread[i], NULL, compare_thread, &c[i]);
+    for (uint64_t n = 1; n <= 4000; n++) {
+        *(volatile uint64_t *)page[n & 1] = n;
+        assert_int_equal(vm_slot(vm, 7, 0x40000000, PAGE, page[n & 1], 0), 0);
+        __atomic_store_n(number, n, __ATOMIC_SEQ_CST);
+        if (n % 4 == 0)
+            usleep(20);
+        assert_int_equal(vm_slot(vm, 7, 0x40000000, 0, NULL, 0), 0);
+        *(volatile uint64_t *)page[n & 1] = 0; /* who still looks here is seen */
+    }
+    for (unsigned i = 0; i < 2; i++) {
+        atomic_store(&c[i].stop, true);
+        pthread_join(thread[i], NULL);
+        assert_int_equal(c[i].old, 0);
+        assert_true(c[i].away > 0);
+    }
+    kvm->close(c[1].vm.vcpu);
+    for (unsigned i = 0; i < 2; i++)
+        munmap(page[i], PAGE);
+}
+
 /* 2,000 slots: look-up by binary search, each page its own memory. */
 GUEST64(g_sum_slots, "mov $0x40000000, %rbx; mov $2000, %ecx; xor %eax, %eax; 1: add (%rbx), %rax; add $0x2000, %rbx;"
                      "dec %ecx; jnz 1b; mov %rax, 0x2000; hlt");
@@ -230,9 +293,13 @@ static void many_slots(void **state)
 #define T(f) cmocka_unit_test_setup_teardown(f, setup, teardown)
 int main(void)
 {
-    const struct CMUnitTest tests[] = {
-        T(errnos),    T(dirty_log_errnos), T(dirty_log_by_get), T(dirty_log_by_clear), T(slot_comes_and_goes),
-        T(many_slots)};
+    const struct CMUnitTest tests[] = {T(errnos),
+                                       T(dirty_log_errnos),
+                                       T(dirty_log_by_get),
+                                       T(dirty_log_by_clear),
+                                       T(slot_comes_and_goes),
+                                       T(memory_of_a_slot_changes),
+                                       T(many_slots)};
 
     return cmocka_run_group_tests(tests, NULL, NULL);
 }

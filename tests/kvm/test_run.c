@@ -123,6 +123,40 @@ static void moves_strings_through_ports(void **state)
     vm_destroy(&vm);
 }
 
+/* Both ends in pages that nobody touched and no entry maps: each element is an access of KVM's. */
+VM_ASM(real_string_far, 16,
+       "cld\n mov $0x9000, %ax\n mov %ax, %ds\n mov %ax, %es\n mov $0x3f8, %dx\n"
+       "mov $0x200, %di\n mov $3000, %cx\n rep insb\n mov $0x4100, %si\n mov $3000, %cx\n rep outsb\n hlt\n");
+
+static void strings_of_unmapped_memory(void **state)
+{
+    struct vm vm = vm_create(RAM);
+    unsigned total = 0, exits = 0;
+
+    vm_add_vcpu(&vm, 0);
+    vm_load(&vm, real_string_far);
+    vm_start_real(&vm, 0);
+    vm.ram[0x94100] = 1;
+    while (total < 6000) {
+        const bool in = total < 3000;
+
+        expect_exit(&vm, KVM_EXIT_IO);
+        assert_int_equal(vm.run[0]->io.direction, in ? KVM_EXIT_IO_IN : KVM_EXIT_IO_OUT);
+        for (unsigned i = 0; i < vm.run[0]->io.count; i++, total++)
+            if (in)
+                ((uint8_t *)pio_data(&vm))[i] = (uint8_t)(total * 7);
+            else
+                assert_int_equal(((uint8_t *)pio_data(&vm))[i], total == 3000);
+        exits++;
+    }
+    assert_int_equal(total, 6000);
+    assert_in_range(exits, 6, 600);
+    expect_exit(&vm, KVM_EXIT_HLT);
+    for (unsigned i = 0; i < 3000; i++)
+        assert_int_equal(vm.ram[0x90200 + i], (uint8_t)(i * 7));
+    vm_destroy(&vm);
+}
+
 /* ---- 64-bit mode and MMIO ---- */
 static struct vm long_vm(void)
 {
@@ -757,17 +791,29 @@ static void control_registers_and_msrs(void **state)
 int main(void)
 {
     const struct CMUnitTest tests[] = {
-        cmocka_unit_test(halts_in_real_mode),          cmocka_unit_test(reads_and_writes_ports),
-        cmocka_unit_test(moves_strings_through_ports), cmocka_unit_test(moves_through_mmio),
-        cmocka_unit_test(moves_of_all_kinds),          cmocka_unit_test(moves_are_single_steps),
-        cmocka_unit_test(readonly_slot_write_exits),   cmocka_unit_test(moved_and_deleted_slots_are_seen),
-        cmocka_unit_test(host_memory_gone_is_efault),  cmocka_unit_test(dirty_log_has_written_pages_alone),
-        cmocka_unit_test(tasks_are_switched),          cmocka_unit_test(fault_without_handlers_shuts_down),
-        cmocka_unit_test(bad_guest_state_fails_entry), cmocka_unit_test(immediate_exit_completes_io),
-        cmocka_unit_test(signal_ends_a_loop),          cmocka_unit_test(signal_ends_a_halt),
-        cmocka_unit_test(masked_signal_stays_pending), cmocka_unit_test(breakpoints_and_steps_exit),
-        cmocka_unit_test(client_injects_an_interrupt), cmocka_unit_test(apic_timer_ends_a_halt),
-        cmocka_unit_test(sipi_starts_the_second),      cmocka_unit_test(unknown_hypercalls_are_enosys),
+        cmocka_unit_test(halts_in_real_mode),
+        cmocka_unit_test(reads_and_writes_ports),
+        cmocka_unit_test(moves_strings_through_ports),
+        cmocka_unit_test(strings_of_unmapped_memory),
+        cmocka_unit_test(moves_through_mmio),
+        cmocka_unit_test(moves_of_all_kinds),
+        cmocka_unit_test(moves_are_single_steps),
+        cmocka_unit_test(readonly_slot_write_exits),
+        cmocka_unit_test(moved_and_deleted_slots_are_seen),
+        cmocka_unit_test(host_memory_gone_is_efault),
+        cmocka_unit_test(dirty_log_has_written_pages_alone),
+        cmocka_unit_test(tasks_are_switched),
+        cmocka_unit_test(fault_without_handlers_shuts_down),
+        cmocka_unit_test(bad_guest_state_fails_entry),
+        cmocka_unit_test(immediate_exit_completes_io),
+        cmocka_unit_test(signal_ends_a_loop),
+        cmocka_unit_test(signal_ends_a_halt),
+        cmocka_unit_test(masked_signal_stays_pending),
+        cmocka_unit_test(breakpoints_and_steps_exit),
+        cmocka_unit_test(client_injects_an_interrupt),
+        cmocka_unit_test(apic_timer_ends_a_halt),
+        cmocka_unit_test(sipi_starts_the_second),
+        cmocka_unit_test(unknown_hypercalls_are_enosys),
         cmocka_unit_test(control_registers_and_msrs),
     };
 

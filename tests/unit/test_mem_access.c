@@ -568,6 +568,54 @@ static void dropped_range_is_not_used(void **state)
     assert_true(r.steps > 200);
 }
 
+static _Atomic uint64_t published;
+
+static int poll_and_read(struct runner *r)
+{
+    mem_poll(r->cpu);                    /* one safepoint after the other */
+    for (unsigned i = 0; i < 100; i++) { /* the other side needs a while to see that it has passed */
+        const uint64_t want = atomic_load(&published);
+        uint64_t v = 0;
+
+        if (mem_ld64(r->cpu, SEG_NONE, 0x40, &v) != CPU_OK || v < want)
+            r->n++;
+    }
+    return 0;
+}
+
+/* A drop that is asked in the middle of a safepoint: either that safepoint serves it, or the drop waits for the next.
+ */
+static void drop_during_a_safepoint(void **state)
+{
+    struct vm *vm = *state;
+    struct runner r = {.vm = vm, .cpu = vm->cpu[1], .step = poll_and_read};
+    pthread_t t;
+
+    vm_changed(vm->cpu[1]);
+    atomic_store(&published, 0);
+    pthread_create(&t, NULL, guest_thread, &r);
+    for (unsigned i = 1; i <= 50000; i++) {
+        uint64_t *page = (uint64_t *)(vm->ram + (i & 1 ? 0x9000 : 0x5000));
+        const hva_t old = *vm_ept_entry(vm, 0, 0) & PHYS_MASK;
+
+        page[8] = i;
+        for (unsigned n = 0; n < i % 127; n++)
+            __asm__ volatile("pause"); /* at any time of the other side's round */
+        vm_ept_map(vm, 0, (hva_t)page, EPT_R | EPT_W, 0);
+        if (i % 2) {
+            cpu_drop_host_range(&vm->domain, old, PAGE_SIZE, ACC_READ | ACC_WRITE);
+        } else {
+            cpu_drop_ask(&vm->domain);
+            cpu_drop_wait(&vm->domain, old, PAGE_SIZE, ACC_READ | ACC_WRITE);
+        }
+        atomic_store(&published, i);
+    }
+    wait_steps(&r, 5);
+    atomic_store(&r.stop, true);
+    pthread_join(t, NULL);
+    assert_int_equal(r.n, 0);
+}
+
 /* ---- emulation ---- */
 
 static insn_fn *decoded_fn;
@@ -783,6 +831,7 @@ int main(void)
         T(no_deadlock),
         T(split_locks_are_atomic),
         T(dropped_range_is_not_used),
+        T(drop_during_a_safepoint),
         T(emulation_replays),
         T(emulation_of_wide_crossing),
         T(emulation_of_ports),

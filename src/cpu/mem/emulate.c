@@ -190,6 +190,11 @@ int emul_table_write(struct cpu *cpu, gpa_t gpa, const void *buf, unsigned size)
     return table_access(cpu, emul_mmio_write(cpu, gpa, buf, size));
 }
 
+bool emul_pio_begun(const struct cpu *cpu)
+{
+    return cpu->emul && cpu->emul->pio.valid;
+}
+
 /* An instruction has one port access, so one record is enough. */
 int emul_pio(struct cpu *cpu, uint16_t port, unsigned size, bool in, void *buf, unsigned count, unsigned *done)
 {

@@ -1,7 +1,9 @@
 /* SPDX-License-Identifier: MIT
  * epoch.c: threads that change what other cpus have cached: a request to the cpu, then a wait until it has passed a
  * safepoint, where it serves the request. cpu->epoch is odd in guest mode and changes at each safepoint; a cpu outside
- * of guest mode counts as passed, for mem_guest_enter() first makes the epoch odd and then looks at requests.
+ * of guest mode counts as passed, for mem_guest_enter() first makes the epoch odd and then looks at requests. A
+ * safepoint too changes the epoch first and then serves: a request that comes between the two is either served or finds
+ * the changed epoch and waits for the next one.
  *
  * Two cpus may protect pages at the same time, each waiting for the other: a cpu that waits in mem_protect_host_page()
  * stands at an instruction boundary and holds no pointer for writing, so it counts as passed for the other's protection
@@ -45,8 +47,8 @@ static void back_off(unsigned *tries)
 
 /* ---- waiting ---- */
 
-/* A cpu that has not passed after microseconds has lost its host cpu, perhaps to this very thread: sleep, which lets it
- * run, and be woken. */
+/* A cpu that has not passed after microseconds has lost its host core, perhaps to this very thread: sleep, which lets
+ * it run, and be woken. */
 static void sleep_until_passed(struct mem_unit *m, uint64_t epoch, bool protect)
 {
     const struct timespec limit = {.tv_nsec = 1000000};
@@ -68,29 +70,50 @@ static void wake_waiters(struct mem_unit *m)
     }
 }
 
-/* Until m's cpu has passed a safepoint or is outside of guest mode. protect: waiting in a protection counts too. */
-static void wait_for(struct mem_unit *m, bool protect)
+/* Until m's cpu has passed a safepoint since it was at that epoch, or is outside of guest mode. protect: waiting in a
+ * protection counts too. */
+static void wait_since(struct mem_unit *m, uint64_t epoch, bool protect)
 {
-    const uint64_t epoch = atomic_load(&m->cpu->epoch);
     unsigned tries = 0;
+    uint64_t from = 0;
 
     while ((epoch & 1) && atomic_load(&m->cpu->epoch) == epoch) {
         if (protect && atomic_load(&m->waiting))
             return;
         cpu_attend(m->cpu, ATT_EPOCH);
-        if (tries++ < 64)
+        if (tries++ < 64) {
             __asm__ volatile("pause");
-        else
+            continue;
+        }
+        from = from ?: __builtin_ia32_rdtsc();
+        if (atomic_load(&m->core) == cpu_host_core() || __builtin_ia32_rdtsc() - from > CPU_LOOK_CYCLES)
             sleep_until_passed(m, epoch, protect);
+        else
+            __asm__ volatile("pause");
     }
 }
 
-static void wait_for_all(struct mem_shared *sh, const struct cpu *but, bool protect)
+/* With the lock held. All are asked before the first is waited for, and pass while others are. asked: only who has not
+ * yet served a request for all of its translations. */
+static void wait_for_all(struct mem_shared *sh, bool asked)
 {
-    for (unsigned i = 0; i < atomic_load(&sh->nunits); i++) {
+    const unsigned n = atomic_load(&sh->nunits);
+
+    for (unsigned i = 0; i < n; i++) {
         struct mem_unit *m = atomic_load(&sh->unit[i]);
-        if (m && m->cpu != but)
-            wait_for(m, protect);
+
+        sh->since[i] = 0;
+        if (!m || (asked && !atomic_load(&m->req.all)))
+            continue;
+        sh->since[i] = atomic_load(&m->cpu->epoch);
+        if (sh->since[i] & 1)
+            cpu_attend(m->cpu, ATT_EPOCH);
+    }
+    for (unsigned i = 0; i < n; i++) {
+        struct mem_unit *m = atomic_load(&sh->unit[i]);
+
+        if (m)
+            wait_since(m, sh->since[i], false);
     }
 }
 
@@ -117,7 +140,7 @@ void mem_registry_remove(struct mem_unit *m)
 
     pthread_mutex_lock(&sh->lock);
     atomic_store(&sh->unit[m->index], NULL);
-    wait_for_all(sh, NULL, false); /* cpus in guest mode may have read the list before */
+    wait_for_all(sh, false); /* cpus in guest mode may have read the list before */
     pthread_mutex_unlock(&sh->lock);
 }
 
@@ -160,7 +183,7 @@ static void post(struct mem_unit *m, hva_t page)
 
     requests_lock(r);
     if (!page)
-        r->all = true;
+        atomic_store(&r->all, true);
     else if (r->npages == REQUESTS)
         r->writes = true;
     else
@@ -179,7 +202,7 @@ static bool serve_protects(struct cpu *cpu)
 
     requests_lock(r);
     n = r->npages;
-    all = r->all;
+    all = atomic_load(&r->all);
     writes = r->writes;
     memcpy(page, r->page, n * sizeof(page[0]));
     r->npages = 0;
@@ -198,9 +221,7 @@ static void serve(struct cpu *cpu)
 
     if (!serve_protects(cpu))
         return;
-    requests_lock(r);
-    r->all = false;
-    requests_unlock(r);
+    atomic_store(&r->all, false);
     tlb_flush(cpu, TLB_ALL, 0, 0, 0); /* what was asked since then is served with it, or asks again */
 }
 
@@ -221,6 +242,7 @@ void mem_guest_enter(struct cpu *cpu)
     struct mem_shared *sh = cpu->domain->mem;
     struct cpu *owner;
 
+    atomic_store_explicit(&cpu->mem->core, cpu_host_core(), memory_order_relaxed);
     for (;;) {
         atomic_fetch_add(&cpu->epoch, 1);
         owner = atomic_load(&sh->exclusive);
@@ -246,40 +268,53 @@ void mem_poll(struct cpu *cpu)
     struct mem_shared *sh = cpu->domain->mem;
     struct cpu *owner;
 
+    atomic_store_explicit(&cpu->mem->core, cpu_host_core(), memory_order_relaxed);
     atomic_fetch_and(&cpu->attention, ~(ATT_FLUSH | ATT_EPOCH));
+    atomic_fetch_add(&cpu->epoch, 2);
     serve(cpu);
+    wake_waiters(cpu->mem);
     owner = atomic_load(&sh->exclusive);
     if (unlikely(owner && owner != cpu)) {
         mem_guest_leave(cpu);
         wait_for_exclusive(cpu);
         mem_guest_enter(cpu);
-        return;
     }
-    atomic_fetch_add(&cpu->epoch, 2);
-    wake_waiters(cpu->mem);
 }
 
 void cpu_epoch_wait(struct cpu_domain *d)
 {
     pthread_mutex_lock(&d->mem->lock); /* no unit is freed now; guest mode never takes this lock */
-    wait_for_all(d->mem, NULL, false);
+    wait_for_all(d->mem, false);
     pthread_mutex_unlock(&d->mem->lock);
 }
 
-void cpu_drop_host_range(struct cpu_domain *d, hva_t hva, size_t size, unsigned what)
+void cpu_drop_ask(struct cpu_domain *d)
 {
     struct mem_shared *sh = d->mem;
 
     pthread_mutex_lock(&sh->lock);
     for (unsigned i = 0; i < atomic_load(&sh->nunits); i++) {
         struct mem_unit *m = atomic_load(&sh->unit[i]);
+
         if (m)
             post(m, 0);
     }
-    wait_for_all(sh, NULL, false);
     pthread_mutex_unlock(&sh->lock);
+}
+
+void cpu_drop_wait(struct cpu_domain *d, hva_t hva, size_t size, unsigned what)
+{
+    pthread_mutex_lock(&d->mem->lock);
+    wait_for_all(d->mem, true);
+    pthread_mutex_unlock(&d->mem->lock);
     if (what & ACC_EXEC)
         code_drop_host_range(d, hva, size);
+}
+
+void cpu_drop_host_range(struct cpu_domain *d, hva_t hva, size_t size, unsigned what)
+{
+    cpu_drop_ask(d);
+    cpu_drop_wait(d, hva, size, what);
 }
 
 /* The code bit of the page is set already: nobody fills a write entry any more. */
@@ -303,7 +338,7 @@ void mem_protect_host_page(struct cpu_domain *d, struct cpu *self, hva_t page)
 
         if (m && m->cpu != self && (holders & 1ull << (m->index & 63))) {
             post(m, page);
-            wait_for(m, true);
+            wait_since(m, atomic_load(&m->cpu->epoch), true);
         }
     }
     if (!self)

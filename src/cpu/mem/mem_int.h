@@ -20,6 +20,7 @@ struct mem_shared {
     pthread_mutex_t lock;                     /* the list's writers */
     _Atomic(struct mem_unit *) unit[CPU_MAX]; /* read without a lock; a unit is freed after an epoch wait */
     _Atomic unsigned nunits;                  /* high-water mark of unit[] */
+    uint64_t since[CPU_MAX];                  /* under the lock: the epochs that a wait began at */
     _Atomic(struct cpu *) exclusive;          /* the only cpu that may run guest code, or NULL */
 };
 
@@ -61,7 +62,7 @@ struct psc_entry {
 struct mem_requests { /* from other threads, under its spin lock */
     _Atomic uint32_t lock;
     unsigned npages;
-    bool all;             /* every translation */
+    _Atomic bool all;     /* every translation; looked at without the lock too */
     bool writes;          /* every write entry: more pages than fit */
     hva_t page[REQUESTS]; /* write entries of these host pages */
 };
@@ -116,6 +117,7 @@ struct mem_unit {
     uint64_t huge; /* the same for 1 GB pages */
     struct io_page io[IO_PAGES];
     struct mem_requests req;
+    _Atomic uint32_t core;   /* of the host: where the cpu's thread was when it last entered guest mode, or polled */
     _Atomic uint32_t waited; /* futex word: 1: somebody sleeps until this cpu passes a safepoint */
     _Atomic bool waiting;    /* at an instruction boundary, waiting for others in mem_protect_host_page() */
     struct emul_ctx *emul;   /* allocated at the first cpu_emulate() */

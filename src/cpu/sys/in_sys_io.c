@@ -105,15 +105,20 @@ static struct io_string io_string(const struct cpu *cpu, const struct insn *in, 
     };
 }
 
-/* Elements that go in one piece: one, or under emulation as many as lie in the page. */
-static unsigned batch(const struct cpu *cpu, const struct io_string *s)
+/* Elements that go in one piece: one, or under emulation as many as lie in the page. An element in memory that KVM has
+ * not mapped is an access of its own, which emulation has to remember, as it has each access to a paging structure. */
+#define BATCH_UNMAPPED 32u
+static unsigned batch(struct cpu *cpu, const struct io_string *s, enum tlb_kind kind)
 {
     const uint64_t ea = reg_read(cpu, s->index, s->asize), count = reg_read(cpu, R_RCX, s->asize);
-    const uint64_t left = PAGE_SIZE - (sys_linear(cpu, s->seg, ea) & ~PAGE_MASK);
+    const gva_t gva = sys_linear(cpu, s->seg, ea);
+    const uint64_t left = PAGE_SIZE - (gva & ~PAGE_MASK);
     uint64_t n = (left < BATCH_BYTES ? left : BATCH_BYTES) / s->size;
 
     if (!s->rep || !cpu->emul || s->backward || n == 0)
         return 1;
+    if (n > BATCH_UNMAPPED && !emul_pio_begun(cpu) && !tlb_lookup(cpu, gva, s->size, kind))
+        n = BATCH_UNMAPPED;
     return (unsigned)(n < count ? n : count);
 }
 
@@ -164,10 +169,10 @@ int in_ins(struct cpu *cpu, const struct insn *in)
         return CPU_OK;
     if ((st = io_string_check(cpu, in, &s, true)))
         return st;
-    done = count = batch(cpu, &s);
     /* the port is read only when nothing can fault any more */
     if ((st = mem_probe(cpu, s.seg, reg_read(cpu, s.index, s.asize), s.size, ACC_WRITE)))
         return st;
+    done = count = batch(cpu, &s, TLB_WRITE);
     for (unsigned i = 0; i < count * s.size; i++)
         buf[i] = 0xff;
     if (cpu->emul && (st = emul_pio(cpu, s.port, s.size, true, buf, count, &done)))
@@ -189,8 +194,11 @@ int in_outs(struct cpu *cpu, const struct insn *in)
         return CPU_OK;
     if ((st = io_string_check(cpu, in, &s, false)))
         return st;
-    done = count = batch(cpu, &s);
-    if ((st = move_elements(cpu, &s, buf, count, false)))
+    /* the first one's access makes its page known, if it is mapped; what the port has got is not read again */
+    if (!emul_pio_begun(cpu) && (st = move_elements(cpu, &s, buf, 1, false)))
+        return st;
+    done = count = batch(cpu, &s, TLB_READ);
+    if (count > 1 && !emul_pio_begun(cpu) && (st = move_elements(cpu, &s, buf, count, false)))
         return st;
     if (cpu->emul && (st = emul_pio(cpu, s.port, s.size, false, buf, count, &done)))
         return st;
