@@ -26,7 +26,8 @@ enum tr_stub_kind {
     STUB_MISS,        /* the table's word is not the predicted one */
     STUB_CAREFUL,     /* a merged check failed: on in the block's careful form */
     STUB_PAIR,        /* no room for frames of calls */
-    STUB_CALL         /* a call whose guard is closed */
+    STUB_CALL,        /* a call whose guard is closed */
+    STUB_STRING       /* a host fault in a repeated string instruction */
 };
 struct tr_stub { /* out of line: ecx = descriptor; jump to slow */
     uint32_t desc;
@@ -240,6 +241,7 @@ tr_fn tr_bmi, tr_rorx, tr_mulx, tr_adx, tr_crc32, tr_movbe, tr_movnti, tr_cmpxch
 
 /* ---- tr_str.c ---- */
 tr_fn tr_string;
+void tr_string_stub(struct tr *, const struct tr_stub *);
 
 /* ---- tr_sys.c ---- */
 tr_fn tr_cli, tr_sti, tr_ac, tr_direction, tr_swapgs, tr_rdtsc, tr_pause, tr_base;

@@ -300,6 +300,10 @@ static bool tr_unary(struct tr *t)
 }
 
 /* ---- moves ---- */
+#define SEG_SEL(n)                                                                                                    \
+    ((int32_t)(offsetof(struct cpu, s.seg) + (n) * sizeof(struct segment)) + (int32_t)offsetof(struct segment, sel) - \
+     FLAT_BASE)
+
 static bool mov_to_mem(struct tr *t)
 {
     const struct insn *in = t->in;
@@ -307,6 +311,14 @@ static bool mov_to_mem(struct tr *t)
     uint8_t src = T1;
     struct rm rm;
 
+    if (in->o[1].kind == OPK_SEG) {
+        if (!tr_access(t, 2, true, 0, true, &rm))
+            return false;
+        e_op(&t->e, 0, 1, 0xb7, T1, rm_cpu(SEG_SEL(in->o[1].reg)));
+        tr_site(t);
+        e_op(&t->e, EF_O16, 0, 0x89, T1, rm);
+        return true;
+    }
     if (in->o[1].kind != OPK_REG && in->o[1].kind != OPK_IMM)
         return false;
     if (!checked(t, size, true, 1, &rm))
@@ -322,10 +334,6 @@ static bool mov_to_mem(struct tr *t)
     }
     return true;
 }
-
-#define SEG_SEL(n)                                                                                                    \
-    ((int32_t)(offsetof(struct cpu, s.seg) + (n) * sizeof(struct segment)) + (int32_t)offsetof(struct segment, sel) - \
-     FLAT_BASE)
 
 static bool tr_mov(struct tr *t)
 {
@@ -372,9 +380,9 @@ static bool tr_mov(struct tr *t)
             e_op(e, ef(size), 0, byte ? 0x8a : 0x8b, dst, r(in, 1));
             out_reg(t, 0);
         }
-    } else if (in->o[1].kind == OPK_SEG && size >= 4) { /* an exception's entry and a scheduler look at them */
+    } else if (in->o[1].kind == OPK_SEG) { /* an exception's entry and a scheduler look at them */
         e_op(e, 0, 1, 0xb7, T1, rm_cpu(SEG_SEL(in->o[1].reg)));
-        e_mov_store(e, r(in, 0), T1);
+        e_op(e, size == 2 ? EF_O16 : EF_W, 0, 0x89, T1, r(in, 0));
     } else {
         return false;
     }

@@ -123,6 +123,8 @@ static void place_stubs(struct tr *t, uint32_t first_site)
         s->placed = t->e.w;
         if (s->kind == STUB_PAIR || s->kind == STUB_CALL)
             tr_pair_stub(t, s);
+        else if (s->kind == STUB_STRING)
+            tr_string_stub(t, s);
         else if (s->kind != STUB_PLAIN)
             tr_mem_stub(t, s);
         else

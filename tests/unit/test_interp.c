@@ -298,6 +298,25 @@ GUEST_ASM(push_all, "push %rax; push %rax; push %rax; vmcall");
 GUEST_ASM(xchg_mem, "xchg %rax, (%rdi); vmcall");
 GUEST_ASM(pop_mem, "pop (%rdi); vmcall");
 
+GUEST_ASM(store_sregs,
+          "mov $-1, %rax; mov $-1, %rbx; mov %rbx, (%rdi); mov %rbx, %r10; mov %cs, %eax; mov %ss, %bx; mov %cs, "
+          "(%rdi); mov %ds, %r10; vmcall");
+
+static void selectors_are_stored(void **state)
+{
+    struct guest *g = *state;
+
+    PUT(g, GUEST_CODE, store_sregs);
+    for (unsigned i = 0; i < 3; i++) {
+        *guest_gpr(g, R_RDI) = GUEST_DATA;
+        guest_to_vmcall(g, GUEST_CODE);
+        assert_int_equal(*guest_gpr(g, R_RAX), guest_r(g, GUEST_CS_SELECTOR));
+        assert_int_equal(*guest_gpr(g, R_RBX), ~0xffffull | guest_r(g, GUEST_SS_SELECTOR));
+        assert_int_equal(*guest_gpr(g, R_R10), guest_r(g, GUEST_DS_SELECTOR));
+        assert_int_equal(*(uint64_t *)(g->ram + GUEST_DATA), ~0xffffull | guest_r(g, GUEST_CS_SELECTOR));
+    }
+}
+
 static void partly_done_instructions_are_exact(void **state)
 {
     struct guest *g = *state;
@@ -463,6 +482,7 @@ int main(void)
         TEST(a_write_over_two_distant_pages_is_translated),
         TEST(a_stream_over_scattered_pages_is_exact),
         TEST(decoded_code_is_bounded),
+        TEST(selectors_are_stored),
         TEST(partly_done_instructions_are_exact),
         TEST(what_is_no_instruction_faults),
         TEST(branches_check_their_target),
