@@ -50,9 +50,10 @@ struct device *bus_find(struct machine *m, const char *name)
 /* One access, or one byte at a time where the device has no such width but takes bytes (as an ISA bus splits them). */
 static void device_access(struct device *dev, uint64_t off, unsigned size, bool write, uint8_t *data)
 {
+    const bool takes = !(size & (size - 1)) && (dev->type->widths & size); /* W8 to W64 are the sizes themselves */
     uint64_t value = 0;
 
-    if (off + size > dev->len || !(dev->type->widths & size)) {
+    if (off + size > dev->len || !takes) {
         if (size == 1 || !(dev->type->widths & W8)) {
             if (!write)
                 memset(data, 0xff, size);

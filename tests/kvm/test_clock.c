@@ -2,8 +2,13 @@
  * test_clock.c: a guest's time: TSC offset and frequency, kvmclock, wall clock, KVM_GET/SET_CLOCK. */
 #include "vm.h"
 #include <asm/kvm_para.h>
+#include <pthread.h>
+#include <sched.h>
 #include <setjmp.h>
 #include <stdarg.h>
+#include <stdatomic.h>
+#include <stdbool.h>
+#include <stdio.h>
 #include <time.h>
 #include <cmocka.h>
 
@@ -212,26 +217,90 @@ static void paused_guest_is_told_once(void **state)
     vm_destroy(&vm);
 }
 
-/* A vCPU whose thread waits for a processor sees it. */
-static void steal_time_counts(void **state)
+/* ---- steal time ---- */
+static const struct kvm_steal_time *with_steal_time(struct vm *vm)
 {
-    struct vm vm = clock_vm(1, 0);
     struct {
         struct kvm_msrs head;
         struct kvm_msr_entry steal;
     } msrs = {{.nmsrs = 1}, {.index = MSR_KVM_STEAL_TIME, .data = STEAL | 1}};
-    const struct kvm_steal_time *st = (const struct kvm_steal_time *)(vm.ram + STEAL);
+
+    if (vm_ioctl(vm->vcpu[0], KVM_SET_MSRS, &msrs) != 1)
+        skip();
+    return (const struct kvm_steal_time *)(vm->ram + STEAL);
+}
+
+/* A guest tells by it that the vCPU was away: by an even number at each KVM_RUN, however soon it is. */
+static void steal_version_goes_up_at_each_run(void **state)
+{
+    struct vm vm = clock_vm(1, 0);
+    const struct kvm_steal_time *st = with_steal_time(&vm);
     uint32_t version;
 
-    if (vm_ioctl(vm.vcpu[0], KVM_SET_MSRS, &msrs) != 1)
+    guest_tsc(&vm, 0);
+    for (int i = 0; i < 50; i++) {
+        version = st->version;
+        if (i % 10 == 9)
+            usleep(6000);
+        guest_tsc(&vm, 0);
+        assert_true(st->version > version);
+        assert_int_equal(st->version & 1, 0);
+        assert_int_equal(st->preempted, 0);
+    }
+    vm_destroy(&vm);
+}
+
+/* The nanoseconds that this thread was ready to run and did not, by the scheduler */
+static uint64_t waited_for_a_processor(void)
+{
+    FILE *f = fopen("/proc/thread-self/schedstat", "re");
+    unsigned long long ran, waited;
+    const bool ok = f && fscanf(f, "%llu %llu", &ran, &waited) == 2;
+
+    if (f)
+        fclose(f);
+    if (!ok)
         skip();
+    return waited;
+}
+
+static void *hog(void *arg)
+{
+    for (const atomic_bool *stop = arg; !atomic_load(stop);)
+        ;
+    return NULL;
+}
+
+/* What the vCPU's thread waited between two KVM_RUNs is there when the guest next looks, and no more than that. */
+static void steal_time_is_what_was_waited(void **state)
+{
+    struct vm vm = clock_vm(1, 0);
+    const struct kvm_steal_time *st = with_steal_time(&vm);
+    uint64_t before[2], after[2], steal, until;
+    atomic_bool stop = false;
+    cpu_set_t all, one;
+    pthread_t thread;
+
+    CPU_ZERO(&one);
+    CPU_SET(sched_getcpu(), &one);
+    if (sched_getaffinity(0, sizeof(all), &all) || sched_setaffinity(0, sizeof(one), &one))
+        skip();
+    before[0] = waited_for_a_processor();
     guest_tsc(&vm, 0);
-    version = st->version;
-    usleep(20000);
+    after[0] = waited_for_a_processor();
+    steal = st->steal;
+    pthread_create(&thread, NULL, hog, &stop); /* on the same core */
+    for (until = now_ns(CLOCK_MONOTONIC) + SECOND / 10; now_ns(CLOCK_MONOTONIC) < until;)
+        ;
+    atomic_store(&stop, true);
+    pthread_join(thread, NULL);
+    before[1] = waited_for_a_processor();
     guest_tsc(&vm, 0);
-    assert_true(st->version > version);
-    assert_int_equal(st->version & 1, 0);
-    assert_true(st->steal < 60 * SECOND);
+    after[1] = waited_for_a_processor();
+    sched_setaffinity(0, sizeof(all), &all);
+    assert_true(before[1] - after[0] > 1000000); /* there was something to see */
+    assert_true(st->steal - steal >= before[1] - after[0]);
+    assert_true(st->steal - steal <= after[1] - before[0]);
     vm_destroy(&vm);
 }
 
@@ -246,7 +315,8 @@ int main(void)
         cmocka_unit_test(set_clock_moves_the_guest),
         cmocka_unit_test(wall_clock_plus_kvmclock_is_now),
         cmocka_unit_test(paused_guest_is_told_once),
-        cmocka_unit_test(steal_time_counts),
+        cmocka_unit_test(steal_version_goes_up_at_each_run),
+        cmocka_unit_test(steal_time_is_what_was_waited),
     };
 
     return cmocka_run_group_tests(tests, NULL, NULL);
