@@ -713,18 +713,24 @@ static uint64_t slow_stay(struct jit *j, const struct jit_desc *d)
     return (uint64_t)(j->rx + d->resume);
 }
 
-/* A site's prediction failed SLOT_PERIOD times since the last look: often, or over a long time. */
+/* A site's prediction failed SLOT_PERIOD times since the last look: often, or it is to be seen how often; or that was
+ * seen. */
 static uint64_t slow_miss(struct jit *j, const struct jit_desc *d)
 {
     struct jit_slot *slot = &j->slots[d->disp];
     const uint32_t now = (uint32_t)(__builtin_ia32_rdtsc() >> 6);
+    const bool sampled = tr_sampled(j, d), often = sampled ? !slot->left : now - slot->since < SLOT_OFTEN;
 
-    if (now - slot->since < SLOT_PERIOD * SLOT_CYCLES >> 6) {
+    if (often) {
         tr_make_plain(j, d);
         j->cpu->counters[CC_sites_plain]++;
+    } else {
+        tr_sample(j, d, !sampled);
     }
-    slot->since = now;
-    slot->left = SLOT_PERIOD;
+    if (often || sampled)
+        *slot = (struct jit_slot){.word = slot->word, .left = sampled ? SLOT_LATER : SLOT_PERIOD, .since = now};
+    else
+        *slot = (struct jit_slot){.word = slot->word, .left = SAMPLE_MISSES, .since = SAMPLE_HITS};
     return (uint64_t)(j->rx + d->resume);
 }
 

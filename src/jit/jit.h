@@ -96,18 +96,21 @@ struct jit_site { /* host instruction that may fault -> its slow path */
     uint32_t rip, stub;
 };
 
-struct jit_slot {  /* the predicted table word of a block's accesses by one base register */
-    uint64_t word; /* never 0: an empty entry does not equal it */
-    uint32_t left; /* misses to the next look at the clock */
-    uint32_t since;
+struct jit_slot {   /* the predicted table word of a block's accesses by one base register */
+    uint64_t word;  /* never 0: an empty entry does not equal it */
+    uint32_t left;  /* misses to the next look */
+    uint32_t since; /* the clock then; of a sampled site: hits to the next look */
 };
 #define PAIR_BYTES 65536u                     /* of frames of calls (tr_pair.c) */
 #define PAIR_MAP   (2 * PAIR_BYTES + 262144u) /* and room for signals */
 /* slots 1 to 11 hold masks: bits of a page offset that are 0 in its first 1, 2, 4 ... 1024 bytes */
-#define SLOT_MASKS  11u
-#define SLOT_COLD   0x8000000000000001ull /* in no table: makes a canonical address non-canonical */
-#define SLOT_PERIOD 64u
-#define SLOT_CYCLES 128u /* a miss in fewer cycles, on average: not worth predicting */
+#define SLOT_MASKS    11u
+#define SLOT_COLD     0x8000000000000001ull /* in no table: makes a canonical address non-canonical */
+#define SLOT_PERIOD   16u
+#define SLOT_LATER    1024u
+#define SLOT_OFTEN    (SLOT_PERIOD * 128 >> 6) /* a miss in 128 cycles, on average: not worth predicting */
+#define SAMPLE_MISSES 16u                      /* ... nor is one in 32 */
+#define SAMPLE_HITS   512u
 
 struct jit_page {
     hva_t hva;
@@ -305,7 +308,10 @@ void guard_set(struct jit *, uint32_t patch, gva_t page);    /* the guard there 
 void guard_clear(struct jit *, uint32_t patch);              /* ... nobody */
 void guard_number(struct jit *, uint32_t at, uint64_t v);    /* patches 64 bits */
 void patch_jump(struct jit *, uint32_t at, uint64_t target); /* jit.c: the 32-bit displacement at `at` */
-void tr_make_plain(struct jit *, const struct jit_desc *);   /* tr_mem.c: a site that does not predict any more */
+/* tr_mem.c: a site that does not predict any more; one whose executions are counted */
+void tr_make_plain(struct jit *, const struct jit_desc *);
+void tr_sample(struct jit *, const struct jit_desc *, bool on);
+bool tr_sampled(struct jit *, const struct jit_desc *);
 /* translate.c: a block and what is translated with it; NULL when the cache is full. All of them are found from then on.
  */
 struct jit_block *jit_translate(struct jit *, struct block *, gva_t rip);

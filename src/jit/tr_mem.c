@@ -1,12 +1,13 @@
 /* SPDX-License-Identifier: MIT
  * tr_mem.c: memory operands: linear address, the check against the flat table, accesses over two pages.
  *
- * The table's word authorises every access. Where flags are free it is compared with a prediction (struct jit_slot),
- * and the access is made at address + prediction: the table load is not in the address's dependency chain. Forms: near
- * T0 = prediction, in the operand beside the base register; T1 holds the index, then it is free far    T0 = address,
- * the prediction is added to it; for addresses with several words of the state in them plain  T0 = address, T1 = the
- * table's word, both in the operand; where flags are live, and where predictions miss Out of line, where the word is
- * another one: 0 goes to the slow path, else it becomes the prediction. */
+ * The table's word authorises every access. A read where flags are free compares it with a prediction (struct jit_slot)
+ * and goes to address + prediction: the table load is not in the address's dependency chain. Forms:
+ *   near   T0 = prediction or word, in the operand beside the base register; T1 holds the index, then it is free
+ *   far    T0 = address, to which that is added; for addresses with several words of the state in them
+ *   plain  T0 = address, T1 = word, both in the operand; where flags are live
+ * Out of line, where the word is not the prediction: 0 goes to the slow path, else it becomes the prediction. Writes,
+ * which nothing waits for, and reads that predictions fail take the word itself. */
 #include "tr.h"
 
 #define TABLE(write) ((int32_t)CPU_SPAN - FLAT_BASE + ((write) ? 8 : 0))
@@ -339,8 +340,25 @@ static struct tr_ea range_of(const struct tr *t, const struct tr_ea *a, const st
     return range;
 }
 
-static struct rm check_predicted(struct tr *t, const struct tr_ea *a, unsigned size, bool write, unsigned align,
-                                 struct tr_group *g)
+/* T1 is the index, T0 the address of a far operand: by the table's word, behind which the access waits. */
+static struct rm word_operand(struct tr *t, const struct tr_ea *a, bool write)
+{
+    const struct rm word = {.mem = true, .reg = H_R15, .index = T1, .disp = TABLE(write)};
+    const uint8_t reg = a->near ? T0 : T1;
+    struct emit *e = &t->e;
+
+    e_mov_load(e, reg, word);
+    e_test_reg(e, reg);
+    tr_jcc_stub(t, 4, tr_slow(t));
+    if (a->near)
+        return near_operand(t, a);
+    e_op(e, EF_W, 0, 0x03, T0, rm_reg(T1));
+    return rm_mem(T0, -1);
+}
+
+/* Nothing waits for what a write leaves: a prediction would gain nothing. */
+static struct rm check_flags_free(struct tr *t, const struct tr_ea *a, unsigned size, bool write, unsigned align,
+                                  struct tr_group *g)
 {
     const struct rm word = {.mem = true, .reg = H_R15, .index = T1, .disp = TABLE(write)};
     const struct tr_ea range = range_of(t, a, g, &size);
@@ -356,6 +374,8 @@ static struct rm check_predicted(struct tr *t, const struct tr_ea *a, unsigned s
         reg = check_crossing(t, &range, size, write, g);
     e_rorx(e, T1, reg, 8);
     e_op(e, EF_W, 0, 0x23, T1, rm_cpu(CPU_HOT(HOT_MASK_ROR))); /* and: the index times 16 */
+    if (!g && write)
+        return word_operand(t, a, write);
     s = miss_stub(t, a, g, write, start);
     at = e->w;
     if (a->near) {
@@ -375,13 +395,37 @@ static struct rm check_predicted(struct tr *t, const struct tr_ea *a, unsigned s
     return rm_mem(T0, -1);
 }
 
+/* ---- sites that adapt ----
+ * patch of a site's descriptor: mov r14, [slot] (7); cmp r14, [r15 + rcx + table] (8); jne (6)
+ * ... of a far one:             cmp rcx, [slot] (7); jne (6); add r14, [slot] (7) */
+
+static uint8_t *site_jump(struct jit *j, const struct jit_desc *d)
+{
+    return j->rw + d->patch + (d->size ? 7 + 8 : 7);
+}
+
+/* Every execution goes out of line, where hits and misses are counted, or misses alone do. */
+void tr_sample(struct jit *j, const struct jit_desc *d, bool on)
+{
+    uint8_t *jump = site_jump(j, d);
+
+    jump[0] = on ? 0x90 : 0x0f; /* nop; jmp for jne: its displacement stays */
+    jump[1] = on ? 0xe9 : 0x85;
+}
+
+bool tr_sampled(struct jit *j, const struct jit_desc *d)
+{
+    return site_jump(j, d)[0] == 0x90;
+}
+
 /* A site whose prediction fails often: the table's word is used itself, in the same bytes. */
 void tr_make_plain(struct jit *j, const struct jit_desc *d)
 {
     struct emit e = {.w = j->rw + d->patch, .bias = (uint64_t)(j->rx - j->rw)};
     uint8_t *const at = e.w;
 
-    if (d->size) { /* mov r14, [slot] (7); cmp r14, [r15 + rcx + table] (8); jne */
+    tr_sample(j, d, false);
+    if (d->size) {
         int32_t table;
 
         memcpy(&table, at + 7 + 4, 4);
@@ -390,7 +434,7 @@ void tr_make_plain(struct jit *j, const struct jit_desc *d)
         e4(&e, 0x00401f0f); /* nop */
         assert(e.w == at + 15 && e.w[0] == 0x0f);
         e.w[1] = 0x84;
-    } else { /* cmp rcx, [slot] (7); jne (6); add r14, [slot] (7) */
+    } else {
         e_test_reg(&e, T1);
         e4(&e, 0x00401f0f);
         assert(e.w == at + 7 && e.w[0] == 0x0f);
@@ -453,7 +497,7 @@ static struct rm group_operand(struct tr *t, const struct tr_ea *a, unsigned ali
         t->j->slots[g->slot].word = SLOT_COLD;
     }
     if (!t->flags_live) {
-        rm = check_predicted(t, a, 0, g->write, align, g);
+        rm = check_flags_free(t, a, 0, g->write, align, g);
     } else {
         tr_islands(t, false, 110);
         if (align)
@@ -529,7 +573,7 @@ static struct rm check(struct tr *t, const struct tr_ea *a, const struct tr_memb
     if (!t->flags_live && t->j->hardened)
         return check_hardened(t, a, m->size, m->write, align);
     if (!t->flags_live)
-        return check_predicted(t, a, align ? 1 : m->size, m->write, align, NULL);
+        return check_flags_free(t, a, align ? 1 : m->size, m->write, align, NULL);
     tr_islands(t, false, 110);
     if (align)
         check_alignment(t, a, align);
@@ -710,7 +754,7 @@ static void miss(struct tr *t, const struct tr_stub *s)
 {
     const uint8_t reg = s->ea.near ? T0 : T1;
     struct emit *e = &t->e;
-    uint8_t *adapt = NULL;
+    uint8_t *hit = NULL, *adapt;
 
     if (t->j->count) {
         e_op(e, EF_W, 0, 0x83, 0, rm_cpu(CPU(counters) + 8 * CC_mispredicted)); /* add, 1 */
@@ -718,19 +762,27 @@ static void miss(struct tr *t, const struct tr_stub *s)
     }
     if (s->ea.near)
         e_mov_load(e, T0, (struct rm){.mem = true, .reg = H_R15, .index = T1, .disp = TABLE(s->write)});
-    e_test_reg(e, reg);
+    e_test_reg(e, reg); /* first of all: a site that is plain by now comes here with nothing else */
     jcc_to(t, 4, s->slow);
-    e_op_slot(t, EF_W, 0x89, reg, s);
     if (s->desc) {
-        e_op_rip(e, 0, 0x83, 5, slot_address(t, s->slot, offsetof(struct jit_slot, left)), 1); /* sub dword, 1 */
-        e1(e, 1);
-        adapt = e_jcc_later(e, 4);
+        e_op_slot(t, EF_W, 0x3b, reg, s);
+        hit = e_jcc_later(e, 4);
     }
-    e_jmp(e, (uint64_t)s->back + e->bias);
-    if (!adapt)
+    e_op_slot(t, EF_W, 0x89, reg, s);
+    if (!s->desc) {
+        e_jmp(e, (uint64_t)s->back + e->bias);
         return;
-    e_fix32(e, adapt, e->w);
+    }
+    e_op_rip(e, 0, 0x83, 5, slot_address(t, s->slot, offsetof(struct jit_slot, left)), 1); /* sub dword, 1 */
+    e1(e, 1);
+    e_fix32(e, e_jcc_later(e, 5), s->back);
+    adapt = e->w;
     tr_slow_exit(t, s->desc);
+    e_fix32(e, hit, e->w);
+    e_op_rip(e, 0, 0x83, 5, slot_address(t, s->slot, offsetof(struct jit_slot, since)), 1);
+    e1(e, 1);
+    e_fix32(e, e_jcc_later(e, 4), adapt);
+    e_jmp(e, (uint64_t)s->back + e->bias);
 }
 
 void tr_mem_stub(struct tr *t, const struct tr_stub *s)
