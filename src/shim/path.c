@@ -5,12 +5,12 @@
 #include <stdlib.h>
 #include <string.h>
 #include <sys/sysmacros.h>
+#include <sys/xattr.h>
 
 #define KVM_RDEV makedev(10, 232)
-#define KVM_INO  232 /* in /dev; any number serves */
 
 /* "/dev//./kvm" is "/dev/kvm" */
-static bool same_path(const char *path, const char *plain)
+bool shim_same_path(const char *path, const char *plain)
 {
     while (*path == *plain) {
         if (!*path)
@@ -32,8 +32,8 @@ bool shim_is_kvm(int dirfd, const char *path)
     if (!path)
         return false;
     if (path[0] == '/')
-        return same_path(path, "/dev/kvm");
-    if (!same_path(path, "kvm") && !same_path(path, "./kvm"))
+        return shim_same_path(path, "/dev/kvm");
+    if (!shim_same_path(path, "kvm") && !shim_same_path(path, "./kvm"))
         return false;
     if (dirfd == AT_FDCWD)
         strcpy(link, "/proc/self/cwd");
@@ -333,3 +333,26 @@ EXPORT int statx(int dirfd, const char *path, int flags, unsigned mask, struct s
     buf->stx_size = buf->stx_blocks = 0;
     return 0;
 }
+
+/* ---- extended attributes: `ls -l` looks at them: none ---- */
+static ssize_t no_attribute(void)
+{
+    errno = ENODATA;
+    return -1;
+}
+
+#define XATTR_FUNCTION(name)                                                                      \
+    EXPORT ssize_t name(const char *path, const char *key, void *value, size_t size)              \
+    {                                                                                             \
+        return shim_is_kvm(AT_FDCWD, path) ? no_attribute() : REAL(name)(path, key, value, size); \
+    }
+XATTR_FUNCTION(getxattr)
+XATTR_FUNCTION(lgetxattr)
+
+#define LISTXATTR_FUNCTION(name)                                               \
+    EXPORT ssize_t name(const char *path, char *list, size_t size)             \
+    {                                                                          \
+        return shim_is_kvm(AT_FDCWD, path) ? 0 : REAL(name)(path, list, size); \
+    }
+LISTXATTR_FUNCTION(listxattr)
+LISTXATTR_FUNCTION(llistxattr)

@@ -23,10 +23,12 @@
 #include <sys/mman.h>
 #include <sys/prctl.h>
 #include <sys/stat.h>
+#include <sys/xattr.h>
 #include <ucontext.h>
 #include <unistd.h>
 
-#define EXPORT __attribute__((visibility("default")))
+#define KVM_INO 232 /* of /dev/kvm; any number serves */
+#define EXPORT  __attribute__((visibility("default")))
 
 /* Names that libc's headers do not declare: fortified and pre-2.33 entries. */
 int __open_2(const char *, int), __open64_2(const char *, int);
@@ -45,12 +47,14 @@ __sighandler_t __sysv_signal(int, __sighandler_t), bsd_signal(int, __sighandler_
     X(close_range)                                                                                                     \
     X(closefrom)                                                                                                       \
     X(dup)                                                                                                             \
-    X(dup2) X(dup3) X(fcntl) X(fcntl64) X(ioctl) X(open) X(open64) X(openat) X(openat64) X(__open_2) X(__open64_2)     \
+    X(dup2)                                                                                                            \
+    X(dup3) X(fcntl) X(fcntl64) X(ioctl) X(open) X(open64) X(openat) X(openat64) X(__open_2) X(__open64_2)             \
         X(__openat_2) X(__openat64_2) X(access) X(eaccess) X(faccessat) X(stat) X(stat64) X(lstat) X(lstat64) X(fstat) \
             X(fstat64) X(fstatat) X(fstatat64) X(statx) X(__xstat) X(__xstat64) X(__lxstat) X(__lxstat64)              \
                 X(__fxstatat) X(__fxstatat64) X(sigaction) X(pthread_sigmask) X(sigprocmask) X(execve) X(execvpe)      \
                     X(pthread_cancel) X(posix_spawn) X(posix_spawnp) X(fopen) X(fopen64) X(fclose) X(prctl) X(syscall) \
-                        X(__fxstat) X(__fxstat64)
+                        X(__fxstat) X(__fxstat64) X(opendir) X(closedir) X(readdir) X(readdir64) X(rewinddir)          \
+                            X(seekdir) X(getxattr) X(lgetxattr) X(listxattr) X(llistxattr)
 
 enum real_name {
 #define X(name) REAL_##name,
@@ -69,6 +73,7 @@ static inline void *shim_function(enum real_name which)
 
 int shim_kvm_ioctl(int fd, unsigned long request, void *arg); /* cancel.c */
 /* Does the path, seen from dirfd, name /dev/kvm? */
+bool shim_same_path(const char *path, const char *plain);
 bool shim_is_kvm(int dirfd, const char *path);
 
 /* ---- other files of KVM's (files.c) ---- */

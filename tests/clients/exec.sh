@@ -26,6 +26,15 @@ check "arguments" "-a --engine x" "$("$ANYKVM" exec echo -a --engine x)"
 "$ANYKVM" exec -- sh -c 'test -c /dev/kvm && test -r /dev/kvm && test -w /dev/kvm && test ! -x /dev/kvm'
 check "test -c /dev/kvm" 0 $?
 check "stat" "a:e8" "$("$ANYKVM" exec stat -c %t:%T /dev/kvm)"
+check "ls -l /dev/kvm" "crw-rw-rw- 0" "$("$ANYKVM" exec ls -l /dev/kvm 2>&1 | cut -c1-10) $?"
+check "ls /dev" 1 "$("$ANYKVM" exec ls /dev | grep -cx kvm)"
+check "find /dev" 1 "$("$ANYKVM" exec find /dev/. -maxdepth 1 -name kvm -type c | wc -l)"
+check "python's glob" "['/dev/kvm']" "$("$ANYKVM" exec python3 -c 'import glob; print(glob.glob("/dev/kv*"))')"
+check "a listing twice, and rewound" "1 1 1" "$("$ANYKVM" exec python3 -c '
+import os
+fd = os.open("/dev", os.O_RDONLY | os.O_DIRECTORY)
+print(*(os.listdir(d).count("kvm") for d in ("/dev", fd, fd)))')"
+check "ls of another folder" "$(ls -f / | sort)" "$("$ANYKVM" exec ls -f / | sort)"
 module=/sys/module/kvm_intel/parameters
 check "parameters" "Y N Y" "$("$ANYKVM" exec cat $module/ept $module/nested $module/vpid | tr '\n' ' ' | sed 's/ $//')"
 check "--kvm-params in parameters" "N Y" \
