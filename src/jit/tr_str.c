@@ -93,8 +93,11 @@ static void word_of(struct tr *t, unsigned g, bool write)
                            .index = T1,
                            .scale = 3,
                            .disp = (int32_t)CPU_SPAN - FLAT_BASE + (write ? 8 : 0)});
-    tr_islands(t, false, 60);
-    tr_jrcxz_stub(t, tr_slow(t));
+    e1(e, 0xe3); /* jrcxz over a jump over the jump */
+    e1(e, 2);
+    e1(e, 0xeb);
+    e1(e, 5);
+    tr_jmp_stub(t, tr_slow(t));
 }
 
 /* reg is the page's host address, its old value is kept. */
@@ -143,6 +146,7 @@ static bool repeated(struct tr *t, unsigned size, bool copies)
 {
     struct emit *e = &t->e;
 
+    tr_islands(t, false, 1000); /* none waits over so much */
     check_upwards(t);
     e_op(e, EF_W, 0, 0x8b, T1, rm_reg(tr_host_reg[R_RCX]));
     check_below(t, COUNT_BITS);
