@@ -36,9 +36,10 @@ int cache_init(struct jit *j)
     j->site = pool_map(JIT_DESCS * sizeof(*j->site));
     j->recipe = pool_map(JIT_DESCS * sizeof(*j->recipe));
     j->jc = pool_map(JC_BYTES);
+    j->loop = pool_map(JIT_LOOPS * sizeof(*j->loop));
     if (fd < 0)
         return -1;
-    if (ftruncate(fd, JIT_CACHE) < 0 || !j->tr || !j->desc || !j->held || !j->site || !j->recipe || !j->jc) {
+    if (ftruncate(fd, JIT_CACHE) < 0 || !j->tr || !j->desc || !j->held || !j->site || !j->recipe || !j->jc || !j->loop) {
         close(fd);
         return -1;
     }
@@ -136,6 +137,7 @@ void cache_destroy(struct jit *j)
     pool_unmap(j->site, JIT_DESCS * sizeof(*j->site));
     pool_unmap(j->recipe, JIT_DESCS * sizeof(*j->recipe));
     pool_unmap(j->jc, JC_BYTES);
+    pool_unmap(j->loop, JIT_LOOPS * sizeof(*j->loop));
     pair_destroy(j);
     pool_unmap(j->rw, JIT_CACHE);
     pool_unmap(j->rx, JIT_CACHE + SLOT_BYTES);
@@ -155,6 +157,8 @@ void cache_reset(struct jit *j)
     j->nsite = 0;
     j->nslot = SLOT_MASKS + 1;
     j->nheld = 0;
+    j->nloop = 1;
+    j->record.loop = 0;
     j->nrecipe = RECIPE_OF_SAVED + 1;
     memset(j->jc, 0, JC_BYTES);
     j->resets++;
@@ -392,6 +396,7 @@ void cache_trampolines(struct jit *j)
     j->cold_populated = j->limit;
     cold_reset(j);
     j->ndesc = 1;
+    j->nloop = 1;
     j->nrecipe = RECIPE_OF_SAVED + 1;
     j->recipe[RECIPE_OF_SAVED] = (struct jit_recipe){.kind = RECIPE_SAVED, .a = REG_NONE, .b = REG_NONE};
     j->nslot = SLOT_MASKS + 1;

@@ -98,7 +98,7 @@ static void drop_all(struct jit *j)
 
 /* Kills that happened since: of all cpus' blocks. A killed block's memory may be another's by now: nothing of it is
  * read. */
-static void process_kills(struct jit *j)
+void jit_process_kills(struct jit *j)
 {
     const struct code_pages *c = j->cpu->domain->code;
     const uint64_t now = atomic_load_explicit(&c->kills, memory_order_acquire);
@@ -283,13 +283,18 @@ static int lookup(struct jit *j, struct block **b)
     return st;
 }
 
+void jit_page_current(struct jit *j, struct jit_page *p)
+{
+    const uint64_t stamp = code_stamp(j->cpu, p->code);
+
+    if (unlikely(p->stamp != stamp))
+        verify_page(j, p, stamp);
+}
+
 /* false: it is not what memory holds any more. A block that is new leads to older ones of its page. */
 static bool page_fresh(struct jit *j, struct jit_block *jb)
 {
-    const uint64_t stamp = code_stamp(j->cpu, jb->page->code);
-
-    if (unlikely(jb->page->stamp != stamp))
-        verify_page(j, jb->page, stamp);
+    jit_page_current(j, jb->page);
     return likely(!jb->dead);
 }
 
@@ -409,7 +414,7 @@ static struct jit_block *next_block(struct jit *j, struct block **interpreted)
     struct block *b = NULL;
 
     *interpreted = NULL;
-    process_kills(j);
+    jit_process_kills(j);
     j->status = CPU_OK;
     jb = find_translated(j);
     if (unlikely(!jb)) {
@@ -664,11 +669,12 @@ static uint64_t slow_insn(struct jit *j, const struct jit_desc *d)
     if (likely(st == CPU_OK)) {
         s->rip += in->len;
         if (unlikely(j->kills_seen != atomic_load_explicit(&cpu->domain->code->kills, memory_order_relaxed)))
-            process_kills(j);
+            jit_process_kills(j);
         if (d->size)
             fill_access(cpu, in, gva);
         cpu->counters[CC_smc_stops] += d->jb->dead;
-        if (d->jb->dead || gen0 != cpu->exec_gen[0] || gen1 != cpu->exec_gen[1] || drops != j->page_drops)
+        if (d->jb->dead || d->kind == DESC_TRACE || gen0 != cpu->exec_gen[0] || gen1 != cpu->exec_gen[1] ||
+            drops != j->page_drops)
             return go_on(j);
         if (unlikely(d->nheld && !held_ok(j, d))) {
             if (!d->patch) {
@@ -742,6 +748,7 @@ uint64_t jit_slow(struct cpu *cpu, uint32_t desc)
     j->slow_kinds[d->kind]++;
     switch (d->kind) {
     case DESC_INSN:
+    case DESC_TRACE:
         return slow_insn(j, d);
     case DESC_STAY:
         return slow_stay(j, d);
@@ -756,6 +763,10 @@ uint64_t jit_slow(struct cpu *cpu, uint32_t desc)
         return (uint64_t)(j->rx + d->resume);
     case DESC_MISS:
         return slow_miss(j, d);
+    case DESC_LOOP:
+        return loop_back_edge(j, d);
+    case DESC_LIMIT:
+        return loop_limit(j, d);
     default: /* DESC_POLL */
         cpu->s.rip = cpu->s.hot_spare[HOT_PAGE] + (int64_t)d->disp;
         if (d->recipe)
@@ -778,6 +789,7 @@ static int jit_init(struct cpu *cpu)
     }
     j->cpu = cpu;
     j->heat = heat ? (uint32_t)strtoul(heat, NULL, 0) : JIT_HEAT;
+    j->loop_first = j->heat ? LOOP_FIRST : 1;
     j->hardened = cpu_hardened || getenv("ANYKVM_JIT_HARDENED"); /* the variable is the tests' */
     cpu->engine_data = j;
     if (cache_init(j) < 0)
@@ -818,6 +830,7 @@ int jit_enter(struct jit *j, const struct jit_block *jb)
 static int safepoint(struct jit *j)
 {
     process_unverify(j);
+    j->record.loop = 0;
     return code_safepoint(j->cpu);
 }
 
@@ -850,6 +863,8 @@ static int run_some(struct jit *j)
         cache_reset(j);
     else if (unlikely((cpu->exec_gen[0] | cpu->exec_gen[1]) >> 30))
         restart_generations(j);
+    if (unlikely(j->record.loop))
+        return loop_record(j);
     jb = next_block(j, &b);
     if (jb)
         return unlikely(j->check) ? j->check(j, jb) : jit_enter(j, jb);
@@ -904,6 +919,7 @@ static int jit_run(struct cpu *cpu)
     int st;
 
     hot_words(j);
+    j->record.loop = 0;
     code_run_begin(cpu);
     process_unverify(j);
     do {

@@ -32,6 +32,7 @@
 #define JIT_HEAT      3u /* times that a block is interpreted before it is translated; $ANYKVM_JIT_HEAT */
 #define JC_SLOTS      (1u << 16)
 #define JIT_LINKS     (1u << 14) /* lists of links by page */
+#define JIT_LOOPS     (1u << 16)
 
 enum desc_kind {
     DESC_INSN,  /* run insn[index] by the interpreter, then resume */
@@ -44,6 +45,10 @@ enum desc_kind {
                  */
     DESC_POLL,  /* attention: go on at page + disp after a safepoint */
     DESC_MISS,  /* a prediction failed SLOT_PERIOD times; patch: its site; then resume */
+    DESC_LOOP,  /* a back edge was taken often: go on at page + disp, perhaps in the loop's trace (loop.c); held: the
+                   loop */
+    DESC_LIMIT, /* a trace has made the trips that its checks were for */
+    DESC_TRACE, /* as INSN, in a trace: it is left behind the instruction */
     DESC_KINDS
 };
 
@@ -175,6 +180,59 @@ struct jit_salt { /* who may use an entry or a link to another page: mode and ma
 #define JIT_SALTS 64u
 #define JC_BYTES  (2 * JC_SLOTS * sizeof(struct jc_entry)) /* a salt begins anywhere in the first half */
 
+/* ---- loops (loop.c, tr_loop.c) ---- */
+#define LOOP_BLOCKS  16u
+#define LOOP_PAGES   4u
+#define LOOP_INSNS   128u
+#define LOOP_STREAMS 8u
+struct jit_stream { /* accesses of a trip: bytes [lo, hi) from base + (index << scale) as they are when it begins */
+    int32_t lo, hi, step; /* step: what they move by each trip */
+    int32_t align_at;     /* ... of them that must be aligned */
+    uint8_t base, index, scale, align;
+    uint8_t host;      /* register that holds the word (and an unchanged base), H_NONE: none */
+    bool write, fixed; /* fixed: the base does not change, the word has it added */
+    uint32_t slot;
+    uint32_t n;
+};
+struct jit_trace {
+    uint32_t code;
+    uint8_t nblocks, npages, nstreams, reg; /* reg: general register that moves by step each trip: tells them apart */
+    bool uses_fpu;
+    uint16_t insns;
+    int32_t step;
+    uint32_t limit, left;      /* slots: minus reg's value where the trace ends, its value where it was left */
+    uint32_t then, limit_desc; /* ... the host address behind the limit */
+    struct jit_block *jb[LOOP_BLOCKS];
+    int32_t delta[LOOP_BLOCKS]; /* of the block's page, from the head's */
+    struct {
+        int32_t delta;
+        struct jit_page *page;
+    } page[LOOP_PAGES];
+    struct jit_stream stream[LOOP_STREAMS];
+    gva_t gva;              /* pages were looked at for this head's page ... */
+    uint64_t gen[2], drops; /* ... with these mappings */
+};
+struct jit_loop { /* a back edge */
+    struct jit_trace *trace;
+    uint32_t slot; /* counts it */
+    bool word;     /* ... in all 64 bits */
+    struct jit_edge {
+        uint32_t at, stub; /* offsets of the code that counts, 0: none; of what follows it */
+        bool flags;        /* ... keeps flags */
+    } edge[2];             /* in both forms of its block */
+    bool in_trace;         /* was entered, not accounted for yet */
+    uint8_t entries;
+    uint32_t n, trips, penalty;
+    uint64_t start;
+};
+struct loop_record { /* one trip by the interpreter */
+    uint32_t loop;   /* 0: none */
+    gva_t head;
+    unsigned n, insns;
+    struct block *b[LOOP_BLOCKS];
+    gva_t rip[LOOP_BLOCKS];
+};
+
 struct jit {
     struct cpu *cpu;
     struct tr *tr; /* the translator's workspace: too large for every thread of a client to have one */
@@ -207,6 +265,10 @@ struct jit {
     struct pool pool; /* of blocks and pages: all of them go at a reset */
     uint32_t populated, cold_populated;
     struct jc_entry *jc;
+    struct jit_loop *loop;
+    uint32_t nloop;
+    uint32_t loop_first; /* back edges, in LOOP_PERIODs, before a trip is recorded */
+    struct loop_record record;
     uint64_t kills_seen, unverify_seen;
     uint32_t heat;                              /* JIT_HEAT */
     struct jit_salt salts[JIT_SALTS], *salt[2]; /* the last ones of supervisor and user code */
@@ -287,6 +349,19 @@ void cache_reset(struct jit *);
 void cache_trampolines(struct jit *);
 void cache_populate(struct jit *);            /* memory for the next block is there */
 void cache_cold(struct jit *, uint32_t size); /* ... for stubs */
+/* loop.c */
+#define LOOP_PERIOD 64u /* back edges between two looks at attention */
+#define LOOP_FIRST  256u
+uint32_t loop_new(struct jit *, bool word);
+uint64_t loop_back_edge(struct jit *, const struct jit_desc *);
+uint64_t loop_limit(struct jit *, const struct jit_desc *);
+int loop_record(struct jit *); /* the next block of the trip */
+/* tr_loop.c: the trace's code; false: not worth it, or not possible */
+void tr_loop_plain(struct jit *, const struct jit_edge *); /* it only polls */
+bool tr_loop(struct jit *, struct jit_trace *, uint32_t loop);
+/* jit.c */
+void jit_process_kills(struct jit *);
+void jit_page_current(struct jit *, struct jit_page *); /* its blocks are what memory holds, or dead */
 /* link.c */
 void link_list(struct jit *, uint32_t desc, gva_t page);
 bool link_page_dropped(struct cpu *, gva_t page);

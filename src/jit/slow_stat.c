@@ -12,11 +12,18 @@
 static pthread_mutex_t lock = PTHREAD_MUTEX_INITIALIZER;
 static struct jit *live;
 static const char *const kind_names[DESC_KINDS] = {
-    [DESC_INSN] = "an instruction by the interpreter",     [DESC_STAY] = "one on registers by the interpreter",
-    [DESC_EXIT] = "jump inside of a page, not linked",     [DESC_CROSS] = "jump to another page, not linked",
-    [DESC_RIP] = "indirect branch, not in the cache",      [DESC_FPU] = "vector state not live",
-    [DESC_ENTER] = "instruction over a page's end, guard", [DESC_POLL] = "attention",
+    [DESC_INSN] = "an instruction by the interpreter",
+    [DESC_STAY] = "one on registers by the interpreter",
+    [DESC_EXIT] = "jump inside of a page, not linked",
+    [DESC_CROSS] = "jump to another page, not linked",
+    [DESC_RIP] = "indirect branch, not in the cache",
+    [DESC_FPU] = "vector state not live",
+    [DESC_ENTER] = "instruction over a page's end, guard",
+    [DESC_POLL] = "attention",
     [DESC_MISS] = "prediction that failed often",
+    [DESC_LOOP] = "back edge, counted",
+    [DESC_LIMIT] = "trace, more trips",
+    [DESC_TRACE] = "an instruction of a trace",
 };
 static uint64_t gone_kinds[DESC_KINDS];
 static pid_t owner;             /* a fork's child has none of this memory */

@@ -27,16 +27,18 @@ enum tr_stub_kind {
     STUB_CAREFUL,     /* a merged check failed: on in the block's careful form */
     STUB_PAIR,        /* no room for frames of calls */
     STUB_CALL,        /* a call whose guard is closed */
-    STUB_STRING       /* a host fault in a repeated string instruction */
+    STUB_STRING,      /* a host fault in a repeated string instruction */
+    STUB_LOOP         /* a back edge was counted down */
 };
 struct tr_stub { /* out of line: ecx = descriptor; jump to slow */
     uint32_t desc;
     uint8_t kind;
     uint16_t size;
     bool write;
-    uint8_t back_reg; /* CROSS: T1 is the address again */
-    uint16_t slow;    /* MISS: the stub of an empty entry */
-    bool careful;     /* CROSS, CAREFUL: gives up to the careful form of: */
+    uint8_t back_reg;      /* CROSS: T1 is the address again */
+    uint16_t slow;         /* MISS: the stub of an empty entry */
+    struct jit_edge *edge; /* LOOP */
+    bool careful;          /* CROSS, CAREFUL: gives up to the careful form of: */
     uint8_t block, insn;
     uint32_t slot; /* ... its prediction, or */
     int32_t hot;   /* ... a word of the cpu */
@@ -126,6 +128,7 @@ struct tr {
     struct tr_stub *crossing;       /* the access's CROSS stub, if it is this instruction's alone */
     uint8_t element;                /* bytes: the operand's address moves by a number of them, which is in s.rip */
     struct tr_stub *insn_stub;      /* this instruction's slow path, made on demand */
+    struct tr_trace *trace;         /* a loop's trace is emitted (tr_loop.c) */
     bool careful;                   /* the second form of a block is emitted: no merged checks */
     struct tr_stub stub[TR_STUBS];
     unsigned nstub;
@@ -147,6 +150,7 @@ struct tr {
     uint32_t careful_check[UNIT_BLOCKS][BLOCK_INSNS];  /* ... behind the saving of flags in front of them */
     bool falls;                                        /* the block before runs into this one */
     bool ended;                                        /* control flow never falls out of the last instruction */
+    uint32_t loop[UNIT_BLOCKS];                        /* of a block's back edge; 0: none */
 };
 
 typedef bool tr_fn(struct tr *); /* false: not emitted (nothing may have been): the interpreter's function runs it */
@@ -167,6 +171,9 @@ void tr_site(struct tr *);                     /* the next host instruction may 
 /* Go on at page + disp: linked jumps; the same if a condition holds. */
 void tr_goto(struct tr *, int32_t disp);
 void tr_goto_if(struct tr *, unsigned cc, int32_t disp);
+void tr_edge(struct tr *, uint8_t *at, int to, bool warm); /* the displacement at `at` leads to block to of the unit */
+void tr_place_stubs(struct tr *, uint32_t first_site);
+bool tr_emit_one(struct tr *, bool or_interpreted);
 void tr_goto_next(struct tr *); /* the block's end: behind it */
 /* Go on at the address in T0 (any value). */
 void tr_goto_reg(struct tr *);
@@ -207,6 +214,7 @@ void tr_groups_stack(struct tr *);                   /* the stack's hot word is 
 int32_t tr_member_lo(const struct tr_values *, const struct tr_member *);
 void tr_values_start(struct tr_values *);
 void tr_values_step(struct tr_values *, const struct insn *);
+bool tr_values_known(const struct insn *); /* what it writes is known */
 
 /* ---- tr_flags.c ---- */
 bool tr_may_leave(const struct insn *, uint32_t key);
@@ -253,6 +261,15 @@ void tr_pair_direct(struct tr *, int32_t disp);
 void tr_pair_indirect(struct tr *);
 void tr_pair_return(struct tr *);
 void tr_pair_stub(struct tr *, const struct tr_stub *);
+
+/* ---- tr_loop.c ---- */
+/* A counted back edge to page + disp; flags: they are kept; to: the block in this unit. false: not counted. */
+bool tr_loop_edge(struct tr *, struct tr_stub *poll, int32_t disp, int to, bool warm, bool flags);
+void tr_loop_other_page(struct tr *, int32_t disp); /* in front of a link to another page: counts a back edge */
+void tr_loop_stub(struct tr *, const struct tr_stub *);
+/* A trace's access: true: it needs no check, *rm is the operand. */
+bool tr_loop_operand(struct tr *, const struct tr_ea *, const struct tr_member *, unsigned align, struct rm *rm);
+void tr_loop_restore(struct tr *); /* in front of an exit of a trace */
 
 /* ---- the rest ---- */
 tr_fn tr_none;

@@ -92,9 +92,16 @@ static bool value_follow(struct tr_values *v, const struct insn *in)
         value_move(v, in->o[0].reg, in->o[0].reg, in->op == OP_ADD ? (int64_t)in->imm : -(int64_t)in->imm);
     else if (in->op == OP_LEA && in->asize == 8 && in->base < 16 && in->index >= 16 && in->disp == (int32_t)in->disp)
         value_move(v, in->o[0].reg, in->base, in->disp);
+    else if (in->op == OP_INC || in->op == OP_DEC)
+        value_move(v, in->o[0].reg, in->o[0].reg, in->op == OP_INC ? 1 : -1);
     else
         return false;
     return true;
+}
+
+bool tr_values_known(const struct insn *in)
+{
+    return effect_of(in) != UNKNOWN && !(in->pfx & PFX_LOCK);
 }
 
 void tr_values_start(struct tr_values *v)

@@ -600,6 +600,8 @@ bool tr_access(struct tr *t, unsigned size, bool write, unsigned align, bool kee
     if (!tr_address_ok(in))
         return false;
     a = near_ea(t, in);
+    if (t->trace && tr_loop_operand(t, &a, &m, align, rm))
+        return true;
     *rm = check(t, &a, &m, align, keep_t1);
     return true;
 }
@@ -627,7 +629,10 @@ struct rm tr_stack(struct tr *t, unsigned guest_reg, int32_t disp, bool write, b
     const struct tr_ea a = {.rm = rm_mem(tr_host_reg[guest_reg], disp), .near = true, .key = guest_reg};
     const struct tr_member m = {
         .base = guest_reg, .index = REG_NONE, .size = 8, .write = write, .stack = true, .disp = disp};
+    struct rm rm;
 
+    if (t->trace && tr_loop_operand(t, &a, &m, 0, &rm))
+        return rm;
     return check(t, &a, &m, 0, keep_t1);
 }
 

@@ -27,8 +27,10 @@ uint32_t tr_desc(struct tr *t, enum desc_kind kind, int32_t disp)
     const uint32_t n = t->j->ndesc++;
 
     t->j->desc[n] = (struct jit_desc){.jb = t->jb, .kind = kind, .disp = disp, .index = t->i};
-    if (kind == DESC_INSN || kind == DESC_POLL)
-        t->j->desc[n].recipe = tr_recipe(t, kind == DESC_POLL);
+    if (t->trace) /* flags are exact there */
+        t->j->desc[n].kind = kind == DESC_INSN ? DESC_TRACE : kind;
+    else if (kind == DESC_INSN || kind == DESC_POLL || kind == DESC_LOOP)
+        t->j->desc[n].recipe = tr_recipe(t, kind != DESC_INSN);
     return n;
 }
 
@@ -99,6 +101,8 @@ void tr_site(struct tr *t)
 
 void tr_slow_exit(struct tr *t, uint32_t desc)
 {
+    if (t->trace)
+        tr_loop_restore(t);
     e_mov_imm32(&t->e, T1, desc);
     e_jmp(&t->e, (uint64_t)(t->j->rx + t->j->slow));
 }
@@ -107,7 +111,7 @@ void tr_slow_exit(struct tr *t, uint32_t desc)
 _Static_assert(TR_STUBS *STUB_BYTES <= JIT_CHUNK, "cache_cold: a chunk is enough");
 
 /* Far from what runs: it is not to share lines and pages with them. */
-static void place_stubs(struct tr *t, uint32_t first_site)
+void tr_place_stubs(struct tr *t, uint32_t first_site)
 {
     uint8_t *const hot = t->e.w;
     uint32_t at[TR_STUBS];
@@ -125,6 +129,8 @@ static void place_stubs(struct tr *t, uint32_t first_site)
             tr_pair_stub(t, s);
         else if (s->kind == STUB_STRING)
             tr_string_stub(t, s);
+        else if (s->kind == STUB_LOOP)
+            tr_loop_stub(t, s);
         else if (s->kind != STUB_PLAIN)
             tr_mem_stub(t, s);
         else
@@ -144,6 +150,11 @@ static void edge_at(struct tr *t, uint8_t *at, unsigned to, bool inner, bool war
 {
     assert(t->nedge < sizeof(t->edge) / sizeof(t->edge[0]));
     t->edge[t->nedge++] = (struct tr_edge){.at = at, .to = (uint8_t)to, .inner = inner, .warm = warm};
+}
+
+void tr_edge(struct tr *t, uint8_t *at, int to, bool warm)
+{
+    edge_at(t, at, (unsigned)to, t->jb->uses_fpu, warm);
 }
 
 /* Where a displacement at `at` is to lead that waits for a link: the stub, until slow_exit() patches it. */
@@ -189,12 +200,16 @@ static void goto_backward(struct tr *t, int32_t disp)
     const bool warm = to >= 0 && unit_warm(t->j, &t->unit, t->cur, to);
 
     if (to >= 0 && (warm || !t->unit.live_in[to]) && tr_recipe(t, true)) {
+        if (tr_loop_edge(t, s, disp, to, warm, false))
+            return;
         e_op(&t->e, 0, 0, 0x83, 7, rm_cpu(CPU(attention))); /* cmp dword, 0 */
         e1(&t->e, 0);
         edge_at(t, e_jcc_later(&t->e, 4), to, t->jb->uses_fpu, warm);
         tr_jmp_stub(t, s);
         return;
     }
+    if (to >= 0 && tr_loop_edge(t, s, disp, to, warm, true))
+        return;
     e_mov_load32(&t->e, T1, rm_cpu(CPU(attention)));
     e1(&t->e, 0xe3);
     if (to >= 0 && to <= (int)t->cur && !t->unit.entry[to]) {
@@ -265,9 +280,11 @@ void guard_clear(struct jit *j, uint32_t patch)
 
 static void goto_other_page(struct tr *t, int32_t disp)
 {
-    const uint8_t *number = guard(t, tr_stub_new(t, tr_desc(t, DESC_CROSS, disp)));
+    const uint8_t *number;
     uint8_t *jump;
 
+    tr_loop_other_page(t, disp);
+    number = guard(t, tr_stub_new(t, tr_desc(t, DESC_CROSS, disp)));
     e1(&t->e, 0x49); /* mov r14, imm64 */
     e1(&t->e, 0xbe);
     assert(t->e.w == number + CROSS_PAGE);
@@ -481,7 +498,8 @@ static void emit_interpreted(struct tr *t)
     tr_groups_hold(t, &t->j->desc[d]);
 }
 
-static void emit_one(struct tr *t)
+/* false: it is not emitted, and nothing was. */
+bool tr_emit_one(struct tr *t, bool or_interpreted)
 {
     tr_fn *fn = t->in->native ? tr_vec : tr_table[t->in->op];
     uint8_t *start = t->e.w;
@@ -497,6 +515,8 @@ static void emit_one(struct tr *t)
         t->j->ndesc = ndesc;
         t->j->nsite = nsite;
         t->insn_stub = NULL;
+        if (!or_interpreted)
+            return false;
         emit_interpreted(t);
     } else {
         tr_values_step(&t->values, t->in);
@@ -508,6 +528,7 @@ static void emit_one(struct tr *t)
         tr_groups_hold(t, d);
     }
     tr_islands(t, false, 60);
+    return true;
 }
 
 static struct jit_page *page_of(struct jit *j, hva_t page, const struct code_page *code, uint32_t key)
@@ -584,7 +605,7 @@ static void emit_insns(struct tr *t, unsigned n)
             save_flags(t);
         if (t->careful)
             t->careful_check[t->cur][t->i] = offset(t, t->e.w);
-        emit_one(t);
+        tr_emit_one(t, true);
         t->off = t->i + 1 < t->b->n ? t->next_off : t->off;
         if (t->i + 1 == t->unit.head[t->cur] && !t->outer) {
             tr_islands(t, false, 1000); /* none waits here */
@@ -720,6 +741,7 @@ static bool unit_begin(struct tr *t, struct jit *j, struct block *b, uint32_t ke
 
     memset(t, 0, offsetof(struct tr, stub));
     t->nstub = t->nshorts = t->nedge = t->careful_insns = 0;
+    memset(t->loop, 0, sizeof(t->loop));
     t->falls = false;
     t->j = j;
     t->e = (struct emit){.w = j->rw + j->used, .bias = (uint64_t)(j->rx - j->rw)};
@@ -780,7 +802,7 @@ struct jit_block *jit_translate(struct jit *j, struct block *b, gva_t rip)
             careful_block(t, i);
     place_edges(t);
     entry_room(t); /* the next unit begins with one */
-    place_stubs(t, first_site);
+    tr_place_stubs(t, first_site);
     assert(t->e.w - (j->rw + start) < (long)JIT_BLOCK_MAX);
     j->used = (offset(t, t->e.w) + 15) & ~15u;
     j->translated_bytes += j->used - start;
