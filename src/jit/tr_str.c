@@ -13,7 +13,7 @@ static void check_upwards(struct tr *t)
 {
     struct emit *e = &t->e;
 
-    tr_islands(t, false, 100);
+    tr_islands(t, false, 110);
     e_mov_load(e, T0, rm_cpu(CPU(s.rflags_sys)));
     e_mov_imm32(e, T1, F_DF);
     e_pext(e, T1, T0, rm_reg(T1));
