@@ -12,11 +12,12 @@
 
 #define LOOP_MAX         16384u /* instructions of an entry */
 #define LOOP_PAGES_AHEAD 16u
+#define LOOKED_AT        (PAGE_SIZE / FLAT_ENTRY * PAGE_SIZE) /* guest memory whose entries are a page of a table */
 #define LOOP_AGAIN       16384u     /* back edges until a trip is recorded again: something came between */
 #define LOOP_NEVER       (1u << 30) /* ... it cannot be a trace */
 #define LOOP_BATCH       32u        /* entries that are judged together */
 #define LOOP_PENALTY     16384u     /* trips for which it is left alone, more: for good */
-#define LOOP_WORTH       600u       /* instructions that an entry must have made, on average */
+#define LOOP_WORTH       1200u      /* instructions that an entry must have made, on average */
 
 static uint64_t *word(struct jit *j, uint32_t slot)
 {
@@ -92,7 +93,8 @@ static void look_at(struct jit *j, const struct jit_stream *st, struct look *k)
         return;
     }
     flat_looked_at(cpu, lo);
-    flat_looked_at(cpu, last);
+    if ((lo ^ last) / LOOKED_AT)
+        flat_looked_at(cpu, last);
     w = flat_word(cpu, lo, st->write);
     if (!w || flat_word(cpu, last, st->write) != w) {
         *k = (struct look){.skip = w ? trips_over(st, lo, last) : 1};
@@ -106,7 +108,8 @@ static void look_at(struct jit *j, const struct jit_stream *st, struct look *k)
 
         if ((st->step < 0 ? lo - edge : edge - last) >= (uint64_t)step * k->n || !near(next, lo))
             break;
-        flat_looked_at(cpu, next);
+        if ((next ^ edge) / LOOKED_AT)
+            flat_looked_at(cpu, next);
         if (flat_word(cpu, next, st->write) != w)
             break;
         edge += st->step < 0 ? -PAGE_SIZE : PAGE_SIZE;
