@@ -1,8 +1,8 @@
 /* SPDX-License-Identifier: MIT
  * client.c: what a KVM client pays, by a program that knows <linux/kvm.h> alone, run under `anykvm exec` (or on a true
  * /dev/kvm): a port exit's round trip through ioctl, exits that KVM answers itself (APIC timer register, MSR, CPUID),
- * and adding and deleting a memory slot while two vCPUs run. Times of exits are the thread's own; slot changes are by
- * the clock: client [rounds] [changes]. */
+ * and adding and deleting a memory slot while two vCPUs run. Times of exits are the thread's own, the least of ten
+ * turns; slot changes are by the clock: client [rounds] [changes]. */
 #include <errno.h>
 #include <fcntl.h>
 #include <linux/futex.h>
@@ -131,30 +131,44 @@ static void make_vm(void)
     free(cpuid);
 }
 
-/* ---- exits ---- */
+/* ---- exits: the least of some turns, for a core that others use is slower ---- */
+#define TURNS 10
+
 static double to_the_client(long rounds)
 {
-    double from;
+    double least = 1e9;
 
     start(0, port, port_end, 0);
     for (int i = 0; i < 1000; i++)
         run_to_exit();
-    from = clock_of(CLOCK_THREAD_CPUTIME_ID);
-    for (long i = 0; i < rounds; i++)
-        run_to_exit();
-    return (clock_of(CLOCK_THREAD_CPUTIME_ID) - from) / (double)rounds * 1e9;
+    for (int turn = 0; turn < TURNS; turn++) {
+        const double from = clock_of(CLOCK_THREAD_CPUTIME_ID);
+        double took;
+
+        for (long i = 0; i < rounds / TURNS; i++)
+            run_to_exit();
+        took = clock_of(CLOCK_THREAD_CPUTIME_ID) - from;
+        least = took < least ? took : least;
+    }
+    return least / (double)(rounds / TURNS) * 1e9;
 }
 
 static double in_kvm(const uint8_t *code, const uint8_t *end, long rounds)
 {
-    double from;
+    double least = 1e9;
 
     start(0, code, end, 1000);
     run_to_exit();
-    start(0, code, end, (uint64_t)rounds);
-    from = clock_of(CLOCK_THREAD_CPUTIME_ID);
-    run_to_exit();
-    return (clock_of(CLOCK_THREAD_CPUTIME_ID) - from) / (double)rounds * 1e9;
+    for (int turn = 0; turn < TURNS; turn++) {
+        double from, took;
+
+        start(0, code, end, (uint64_t)(rounds / TURNS));
+        from = clock_of(CLOCK_THREAD_CPUTIME_ID);
+        run_to_exit();
+        took = clock_of(CLOCK_THREAD_CPUTIME_ID) - from;
+        least = took < least ? took : least;
+    }
+    return least / (double)(rounds / TURNS) * 1e9;
 }
 
 /* ---- slots ---- */
