@@ -3,6 +3,8 @@
  * hold the loop itself or end the address space. The engine under test does what the interpreter does: registers,
  * flags, memory, accessed and dirty bits, where and with what it stops. */
 #include "guest.h"
+#include <pthread.h>
+#include <unistd.h>
 
 #define TABLES 0x100000u /* of the window: 64 KiB */
 #define DATA   0x200000u
@@ -73,7 +75,7 @@ static const int32_t steps[] = {1,  2,  4,  8,  16,  32,  64,  256,  768,   4096
                                 -1, -2, -4, -8, -16, -64, -96, -512, -4096, 0};
 #define ONE_OF(a) ((a)[rnd(sizeof(a) / sizeof((a)[0]))])
 
-static void access(struct code *c)
+static void memory(struct code *c)
 {
     static const struct {
         uint8_t prefix;
@@ -145,7 +147,7 @@ static void item(struct code *c, unsigned end[8], unsigned *nend)
         put(c, 3, 0x90, 0x90, 0x90);
         break;
     default:
-        access(c);
+        memory(c);
     }
 }
 
@@ -329,9 +331,48 @@ static void random_loops_do_what_the_interpreter_does(void **state)
     guest_destroy(&b);
 }
 
+/* ---- a loop that does not end is left when somebody wants that ---- */
+
+GUEST_ASM(sums, "1: mov $0x200000, %esi; mov $2000, %ecx; xor %eax, %eax; xor %edx, %edx\n"
+                "2: add (%rsi), %rax; add $8, %rsi; inc %rdx; dec %rcx; jnz 2b; jmp 1b");
+#define KICKS 300u
+
+static void *kick(void *cpu)
+{
+    for (unsigned n = 0; n < KICKS; n++) {
+        usleep(100);
+        cpu_kick(cpu);
+    }
+    return NULL;
+}
+
+static void a_kick_is_seen_between_two_trips(void **state)
+{
+    struct guest *g = *state;
+    unsigned amid = 0;
+    pthread_t thread;
+
+    for (uint32_t i = 0; i < 2000; i++)
+        ((uint64_t *)(g->ram + DATA))[i] = 3;
+    guest_code(g, sums, (size_t)(sums_end - sums));
+    assert_int_equal(pthread_create(&thread, NULL, kick, g->cpu), 0);
+    for (unsigned n = 0; n < KICKS / 4; n++) { /* two of them may be one */
+        assert_int_equal(guest_run(g), EXIT_REASON_EXTERNAL_INTERRUPT);
+        if (guest_r(g, GUEST_RIP) < GUEST_CODE + 14) /* the head of the outer loop */
+            continue;
+        amid++;
+        assert_int_equal(*guest_gpr(g, R_RSI), DATA + 8 * *guest_gpr(g, R_RDX));
+        assert_int_equal(*guest_gpr(g, R_RAX), 3 * *guest_gpr(g, R_RDX));
+        assert_int_equal(*guest_gpr(g, R_RCX) + *guest_gpr(g, R_RDX), 2000);
+    }
+    assert_true(amid);
+    pthread_join(thread, NULL);
+}
+
 int main(void)
 {
     const struct CMUnitTest tests[] = {
+        cmocka_unit_test_setup_teardown(a_kick_is_seen_between_two_trips, guest_setup, guest_teardown),
         cmocka_unit_test_setup_teardown(random_loops_do_what_the_interpreter_does, guest_setup, guest_teardown),
     };
 
