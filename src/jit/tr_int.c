@@ -550,6 +550,20 @@ static bool tr_cmpxchg(struct tr *t)
     return true;
 }
 
+static void shift_high(struct tr *t, unsigned n, bool by_cl)
+{
+    struct rm rm;
+    unsigned f;
+
+    if (by_cl)
+        e_mov_load32(&t->e, T1, rm_reg(tr_host_reg[R_RCX]));
+    rm = high_begin(t, 0, &f);
+    e_op(&t->e, f, 0, by_cl ? 0xd2 : 0xc0, n, rm);
+    if (!by_cl)
+        e1(&t->e, t->in->imm);
+    high_end(t, 0);
+}
+
 /* ---- shifts ---- */
 static bool tr_shift(struct tr *t)
 {
@@ -586,15 +600,7 @@ static bool tr_shift(struct tr *t)
     if ((!by_cl && in->o[1].kind != OPK_IMM) || (in->pfx & PFX_LOCK))
         return false;
     if (is_high(in, 0)) {
-        unsigned f;
-
-        if (by_cl)
-            e_mov_load32(&t->e, T1, rm_reg(tr_host_reg[R_RCX]));
-        rm = high_begin(t, 0, &f);
-        e_op(&t->e, f, 0, by_cl ? 0xd2 : 0xc0, n, rm);
-        if (!by_cl)
-            e1(&t->e, in->imm);
-        high_end(t, 0);
+        shift_high(t, n, by_cl);
         return true;
     }
     if (is_mem(in, 0)) {
@@ -864,7 +870,8 @@ int tr_cond(unsigned op)
         CC(8, S)
         CC(9, NS)
         CC(10, P)
-        CC(11, NP) CC(12, L) CC(13, NL) CC(14, LE) CC(15, NLE)
+        CC(11, NP)
+        CC(12, L) CC(13, NL) CC(14, LE) CC(15, NLE)
 #undef CC
             default : return -1;
     }
